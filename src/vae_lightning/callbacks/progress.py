@@ -1,0 +1,89 @@
+"""How far a training run has come, and how fast."""
+
+import logging
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+from vae_lightning.data import Batch
+
+log = logging.getLogger(__name__)
+
+
+class Throughput(Callback):
+    """Counts the images trained on and the time that took, validation left out."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.images = 0
+        self.seconds = 0.0
+        self._since = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, from the start of the run."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count a batch."""
+        self.images += len(batch.images)
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+
+    def on_validation_end(self, *_: Any) -> None:
+        """Leave out the time since the last batch."""
+        self._since = time.perf_counter()
+
+
+class Progress(Callback):
+    """A bar for each epoch on a terminal, and a line for each epoch everywhere."""
+
+    def __init__(self) -> None:
+        """Start with nothing drawn."""
+        self._bar: tqdm[Any] | None = None
+        self._line = ""
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the last epoch's figures and draw an empty bar, where the output is a terminal."""
+        self._tell(trainer)
+        self._line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._started = time.perf_counter()
+        batches = int(trainer.num_training_batches)
+        self._bar = tqdm(total=batches, desc=self._line, unit=" batches", leave=False, dynamic_ncols=True, disable=None)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Move the bar on."""
+        if self._bar is None or self._bar.disable:
+            return
+        # Drawn ten times a second at most; looking up a figure costs as much as a tenth of a step, so it waits for a drawing.
+        if self._bar.update() and (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            self._bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the last epoch's figures."""
+        self._tell(trainer)
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave a clean line behind."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tell(self, trainer: Trainer) -> None:
+        """Put a line in place of the bar: only now has the module published the epoch's means."""
+        if self._bar is None:
+            return
+        self._bar.close()
+        shown = {"loss": "train/loss_epoch", "validation ELBO": "val/elbo"}
+        published = trainer.callback_metrics
+        figures = [f"{label} {published[key]:.2f}" for label, key in shown.items() if key in published]
+        log.info("   ".join([self._line, *figures, f"{time.perf_counter() - self._started:.1f} s"]))

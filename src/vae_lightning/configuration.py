@@ -1,0 +1,253 @@
+"""Compose and check a configuration, run a command with it, and give the run its directory. No torch in this room.
+
+So ``--help`` and a mistyped key are answered at once. Types and ranges are checked later, by the part that a value is for.
+"""
+
+import difflib
+import functools
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+_PACKED = Path(__file__).parent / "configs"
+CONFIGS = _PACKED if _PACKED.is_dir() else Path(__file__).parents[2] / "configs"
+"""The configs: in the package when it was installed from a wheel, beside ``src/`` in a checkout."""
+
+TARGETS = frozenset(
+    {
+        "lightning.Trainer",
+        "lightning.pytorch.callbacks.EarlyStopping",
+        "lightning.pytorch.callbacks.LearningRateMonitor",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.loggers.CSVLogger",
+        "lightning.pytorch.loggers.TensorBoardLogger",
+        "vae_lightning.callbacks.PriorSamples",
+        "vae_lightning.callbacks.Progress",
+        "vae_lightning.callbacks.Reconstructions",
+        "vae_lightning.data.MNISTDataModule",
+    }
+)
+"""Everything that a configuration may name as ``_target_``, by full name: a prefix would let foreign code in."""
+
+
+class ConfigurationError(ValueError):
+    """A mistake in what the user typed, told in a line or two."""
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a command line of a function of a configuration; ``name`` is its root file in ``configs/``.
+
+    A mistake ends it with exit code 1 and a line or two, or the whole traceback where ``HYDRA_FULL_ERROR=1`` is set.
+    """
+
+    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
+            try:
+                _run(name, task)
+            except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+                if traceback_wanted:
+                    raise
+                sys.exit(f"error: {_explain(name, error)}")
+            except KeyboardInterrupt:
+                sys.exit(130)
+
+        return main
+
+    return decorate
+
+
+def _run(name: str, task: Callable[[DictConfig], None]) -> None:
+    """Run a task under Hydra, once or for each job of a sweep."""
+    arguments = sys.argv[1:]
+    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+        raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
+    if {"-m", "--multirun"} & set(arguments):
+        overrides = _overrides(arguments)
+        _check_sweep(name, overrides)
+        if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
+            sys.argv.append(f"hydra.sweep.dir={make_directory(Path('outputs/multirun'))}")
+
+    failures: list[Exception] = []
+
+    def checked(config: DictConfig) -> None:
+        try:
+            check(name, config, list(HydraConfig.get().overrides.task))
+            task(config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra says which job it was, and goes on with the others
+            failures.append(error)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    if failures:
+        raise failures[0]  # here, where Hydra adds no lines of its own to it
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse keys that a ``+`` brought in from nowhere, and targets that are not on the list.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    additions = [each for each in _parse(overrides) if each.is_add() or each.is_force_add()]
+    if additions:
+        known = _known_keys(name, overrides)
+        for addition in additions:
+            if addition.key_or_group not in known:
+                raise ConfigurationError(_unknown(addition.key_or_group, known))
+    for key, node in _nodes(config):
+        if key.rsplit(".", 1)[-1] == "_target_" and node not in TARGETS:
+            raise ConfigurationError(f"{key}={node}: not one of the allowed targets (vae_lightning.configuration.TARGETS)")
+
+
+def _check_sweep(name: str, overrides: Sequence[str]) -> None:
+    """Compose each value of a sweep once, so that a mistake is told before a directory is made."""
+    parsed = _parse(overrides)
+    fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
+    swept = [
+        f"{each.get_key_element()}={value}"
+        for each in parsed
+        if each.is_discrete_sweep()
+        for value in each.sweep_string_iterator()
+    ]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for job in [[*fixed, override] for override in swept] or [fixed]:
+            check(name, hydra.compose(name, job), job)
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith("-")]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def _nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each key of a configuration in dots, with what it holds."""
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config, resolve=False)
+    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in items:
+        yield f"{prefix}{key}", value
+        yield from _nodes(value, f"{prefix}{key}.")
+
+
+def _known_keys(name: str, overrides: Sequence[str]) -> set[str]:
+    """Return all keys of a command's configuration, for the groups that the overrides choose."""
+    chosen = [
+        each.input_line or ""
+        for each in _parse(overrides)
+        if (CONFIGS / each.key_or_group).is_dir() and not each.is_sweep_override()
+    ]
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    return groups | {key for key, _ in _nodes(hydra.compose(name, chosen))}
+
+
+def _unknown(key: str, known: set[str]) -> str:
+    parent, dot, name = key.rpartition(".")
+    siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
+    if nearest := difflib.get_close_matches(name, siblings, n=1):
+        return f"unknown key {key}: did you mean {siblings[nearest[0]]}?"
+    if nearest := difflib.get_close_matches(key, known - set(siblings.values()), n=1):
+        return f"unknown key {key}: did you mean {nearest[0]}?"
+    return f"unknown key {key}: {parent or 'the configuration'} has {', '.join(sorted(siblings)) or 'no keys'}"
+
+
+def _explain(name: str, error: Exception) -> str:
+    """Say in a line or two what was wrong."""
+    first_line = str(error).strip().splitlines()[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is none of that name; choose from {', '.join(error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override: write key=value, as in model.latent_dim=10 ({first_line})"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is missing: write {error.full_key}=…"
+    if not isinstance(error, HydraException):
+        return str(error)
+    overrides = _overrides(sys.argv[1:])
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            known = _known_keys(name, overrides)
+    except HydraException:
+        return first_line
+    unknown = [each.key_or_group for each in _parse(overrides) if each.key_or_group not in known]
+    return _unknown(unknown[0], known) if unknown else first_line
+
+
+# -- run directories --------------------------------------------------------------------------------------------------
+
+
+def make_directory(parent: Path) -> Path:
+    """Make a directory named after the time below ``parent``; no two processes get the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in itertools.count(2):
+        directory = parent / stamp
+        try:
+            directory.mkdir()
+            return directory
+        except FileExistsError:
+            stamp = f"{stamp[:19]}_{attempt}"
+    raise AssertionError  # itertools.count does not end
+
+
+def make_run_directory(name: str) -> Path:
+    """Make the directory of this run and let ``${hydra:runtime.output_dir}`` name it.
+
+    It is ``outputs/<command>/<date>_<time>``, or the job's own in a sweep; ``hydra.run.dir=…`` names another,
+    which must be empty.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    settings: Any = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN and settings.run.dir == ".":
+        directory = make_directory(Path("outputs") / name)
+    else:
+        directory = Path(settings.runtime.output_dir)  # Hydra has made it
+        if any(directory.iterdir()):
+            raise ConfigurationError(f"hydra.run.dir={settings.run.dir}: not empty, and nothing is overwritten")
+    with read_write(settings.runtime):
+        settings.runtime.output_dir = str(directory.resolve())
+    return directory
+
+
+def discard_run_directory(directory: Path) -> None:
+    """Remove a run directory that nothing was written to, and the folders round it if they are empty."""
+    for path in (directory, *directory.parents[:2]):
+        if not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
+def save_configuration(config: DictConfig, directory: Path) -> None:
+    """Write the composed configuration and the overrides into ``.hydra/``, as Hydra does."""
+    folder = directory / ".hydra"
+    folder.mkdir()
+    OmegaConf.save(config, folder / "config.yaml")
+    OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / "hydra.yaml")

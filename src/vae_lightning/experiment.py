@@ -1,0 +1,181 @@
+"""An experiment from its configuration to its figures: build the parts, fit, test."""
+
+import logging
+import sys
+import typing
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import lightning
+import torch
+from hydra.utils import get_class
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from vae_lightning.callbacks.progress import Throughput
+from vae_lightning.checkpoints import find_checkpoint
+from vae_lightning.configuration import (
+    ConfigurationError,
+    discard_run_directory,
+    make_run_directory,
+    save_configuration,
+)
+from vae_lightning.data import MNISTDataModule
+from vae_lightning.module import VAEModule
+
+log = logging.getLogger(__name__)
+Part = TypeVar("Part")
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@dataclass
+class Experiment:
+    """The parts of one training run."""
+
+    module: VAEModule
+    data: MNISTDataModule
+    trainer: Trainer
+    throughput: Throughput
+    directory: Path
+    seed: int
+
+
+def build(config: DictConfig) -> Experiment:
+    """Build the parts that a training configuration describes, read the data, and make the run directory.
+
+    Raises:
+        ConfigurationError: a part refuses its values; no directory has been made then.
+        DatasetUnavailable: the data can't be had.
+    """
+    quieten_lightning()
+    seed = require("seed", config.seed, Seed)
+    lightning.seed_everything(seed, verbose=False)
+    accelerator = choose_accelerator(config.trainer.accelerator)
+    module = build_part("model", VAEModule, config.model)
+    data = build_part("data", MNISTDataModule, config.data)
+    data.prepare_data()
+    data.setup()
+    directory = make_run_directory("train")
+    throughput = Throughput()
+    try:
+        trainer = build_part(
+            "trainer",
+            Trainer,
+            config.trainer,
+            accelerator=accelerator,
+            callbacks=[throughput, *build_callbacks(config.callbacks, data)],
+            logger=[build_part(f"logger.{name}", None, config.logger[name]) for name in config.logger],
+            default_root_dir=directory,
+        )
+    except BaseException:
+        discard_run_directory(directory)
+        raise
+    save_configuration(config, directory)
+    return Experiment(module, data, trainer, throughput, directory, seed)
+
+
+def fit(experiment: Experiment) -> None:
+    """Train. Ctrl-C ends the process with exit code 130; what was saved before stays."""
+    try:
+        experiment.trainer.fit(experiment.module, experiment.data)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        log.info("Interrupted after %d steps. What was saved lies in %s", experiment.trainer.global_step, experiment.directory)
+        sys.exit(130)
+
+
+def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
+    """Test the best checkpoint, or the last where nothing was held out to choose by.
+
+    Returns:
+        The figures, and the checkpoint; None after a ``fast_dev_run``, which writes none: the model is tested as it is.
+    """
+    writes_none = experiment.trainer.fast_dev_run  # type: ignore[attr-defined]
+    file = None if writes_none else find_checkpoint(experiment.directory)
+    return run_test(experiment.trainer, experiment.module, experiment.data, file), file
+
+
+def run_test(trainer: Trainer, module: VAEModule, data: MNISTDataModule, checkpoint: Path | None = None) -> dict[str, float]:
+    """Test a model, with the weights of a checkpoint if one is named, and return its ``test/…`` figures."""
+    trainer.test(module, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def build_part(group: str, kind: Callable[..., Part] | None, config: DictConfig, **others: Any) -> Part:
+    """Call a constructor with the values of a configuration group, checked against its signature.
+
+    Args:
+        group: the group's key, to name in an error.
+        kind: the constructor; by default the class that the group names as its ``_target_``.
+        config: the group.
+        **others: values that are not the user's, taken unchecked.
+
+    Raises:
+        ConfigurationError: naming the key, its value and what would be right.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    target = values.pop("_target_", None)
+    constructor: Callable[..., Part] = kind or get_class(target)
+    hints = typing.get_type_hints(constructor.__init__, include_extras=True)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigurationError(f"unknown key {group}.{key}: {constructor.__name__} takes no such value")
+        require(f"{group}.{key}", value, hints[key])
+    try:
+        return constructor(**{**values, **others})
+    except (ValueError, MisconfigurationException, ImportError) as error:
+        problem = str(error).splitlines()[0]
+        separator = "." if problem.partition("=")[0] in values else ": "  # our own parts name the key first
+        raise ConfigurationError(f"{group}{separator}{problem}") from error
+
+
+def build_callbacks(config: DictConfig, data: MNISTDataModule) -> list[Callback]:
+    """Build the callbacks; what goes by a validation figure is left out where no images are held out."""
+    return [
+        build_part(f"callbacks.{name}", None, callback)
+        for name, callback in ((str(name), callback) for name, callback in config.items())
+        if callback and (data.holds_out or not str(callback.get("monitor")).startswith("val/"))
+    ]
+
+
+def choose_accelerator(name: str) -> str:
+    """Return Lightning's name of the accelerator: ``auto`` is CUDA or the CPU, and a missing GPU is an error.
+
+    Raises:
+        ConfigurationError: a GPU was asked for and there is none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name in ("gpu", "cuda") and not torch.cuda.is_available():
+        instead = "cpu or trainer.accelerator=mps" if torch.backends.mps.is_available() else "cpu"
+        raise ConfigurationError(f"trainer.accelerator={name}: no CUDA GPU here; type trainer.accelerator={instead}")
+    return name
+
+
+def require(key: str, value: Any, kind: Any) -> Any:
+    """Return a value if it is of a type, ranges included.
+
+    Raises:
+        ConfigurationError: naming the key, its value and what would be right.
+    """
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        problems = dict.fromkeys(problem["msg"].replace("Input should", "must") for problem in error.errors())
+        raise ConfigurationError(f"{key}={value!s}: {', or '.join(problems)}") from error
+
+
+def quieten_lightning() -> None:
+    """Keep Lightning's remarks on the hardware and its advertisements off the terminal; warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 asks torch 2.15's tree utilities in a way that they deprecate; nothing here can change that.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)

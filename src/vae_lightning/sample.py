@@ -1,0 +1,32 @@
+"""Draw images from a trained VAE: ``python -m vae_lightning.sample checkpoint=<file or run directory> [key=value ...]``."""
+
+import logging
+
+from omegaconf import DictConfig
+
+from vae_lightning.configuration import command, make_run_directory, save_configuration
+
+log = logging.getLogger(__name__)
+
+
+@command("sample")
+def main(config: DictConfig) -> None:
+    """Decode draws from the prior and write them as one PNG grid."""
+    # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+    import torch
+    from pydantic import PositiveInt
+
+    from vae_lightning import checkpoints, experiment, pictures
+
+    count = experiment.require("count", config.count, PositiveInt)
+    seed = experiment.require("seed", config.seed, experiment.Seed)
+    vae = checkpoints.load(config.checkpoint)
+    samples = vae.sample(count, generator=torch.Generator().manual_seed(seed))
+    directory = make_run_directory("sample")
+    save_configuration(config, directory)
+    pictures.save_png(pictures.sample_grid(samples), directory / "samples.png")
+    log.info("%s images in %s", count, directory / "samples.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Train a VAE on MNIST: ``python -m vae_lightning.train [key=value ...]``."""
+
+import logging
+
+from omegaconf import DictConfig
+
+from vae_lightning.configuration import command
+
+log = logging.getLogger(__name__)
+
+
+@command("train")
+def main(config: DictConfig) -> None:
+    """Build the parts, train, test, and say what was reached and where it lies."""
+    # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+    from vae_lightning import experiment, report
+
+    parts = experiment.build(config)
+    with report.log_to(parts.directory / "train.log"):
+        log.info(report.describe(parts.module, parts.data, parts.trainer.strategy.root_device.type))
+        experiment.fit(parts)
+        figures, checkpoint = experiment.test(parts)
+        report.finish(parts, figures, checkpoint)
+
+
+if __name__ == "__main__":
+    main()
