@@ -167,13 +167,14 @@ def _known_keys(name: str, overrides: Sequence[str]) -> set[str]:
 
 
 def _unknown(key: str, known: set[str]) -> str:
-    parent, dot, name = key.rpartition(".")
+    parent, _, name = key.rpartition(".")
     siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     if nearest := difflib.get_close_matches(name, siblings, n=1):
         return f"unknown key {key}: did you mean {siblings[nearest[0]]}?"
-    if nearest := difflib.get_close_matches(key, known - set(siblings.values()), n=1):
-        return f"unknown key {key}: did you mean {nearest[0]}?"
-    return f"unknown key {key}: {parent or 'the configuration'} has {', '.join(sorted(siblings)) or 'no keys'}"
+    if parent and siblings:
+        return f"unknown key {key}: {parent} has {', '.join(sorted(siblings))}"
+    nearest = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key}: " + (f"did you mean {nearest[0]}?" if nearest else "--cfg job lists all keys")
 
 
 def _explain(name: str, error: Exception) -> str:

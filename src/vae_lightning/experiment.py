@@ -179,3 +179,5 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.15's tree utilities in a way that they deprecate; nothing here can change that.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
+    # A remark on epochs shorter than log_every_n_steps; the module logs each epoch's means whatever its length.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")

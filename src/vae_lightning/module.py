@@ -27,7 +27,7 @@ def _generator(*key: int) -> torch.Generator:
 
 def training_noise(seed: int, batch: int, shape: Sequence[int]) -> Tensor:
     """Return standard normal noise that is a function of the run's seed and the count of batches seen before."""
-    return torch.randn(*shape, generator=_generator(seed, batch))
+    return torch.randn(*shape, generator=_generator(seed, batch), dtype=torch.float32)
 
 
 def evaluation_noise(indices: Tensor, latent_dim: int) -> Tensor:
@@ -36,10 +36,10 @@ def evaluation_noise(indices: Tensor, latent_dim: int) -> Tensor:
     So no figure moves with the batch size, the order of the images or the seed of the training.
     """
     indices = indices.cpu()
-    noise = torch.empty(len(indices), latent_dim)
+    noise = torch.empty(len(indices), latent_dim, dtype=torch.float32)
     for block in torch.unique(indices // _BLOCK).tolist():
         rows = indices // _BLOCK == block
-        table = torch.randn(_BLOCK, latent_dim, generator=_generator(EVALUATION_SEED, block))
+        table = torch.randn(_BLOCK, latent_dim, generator=_generator(EVALUATION_SEED, block), dtype=torch.float32)
         noise[rows] = table[indices[rows] % _BLOCK]
     return noise
 

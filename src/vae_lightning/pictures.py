@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import write_png
 from torchvision.utils import make_grid
 
 
@@ -27,6 +27,7 @@ def sample_grid(samples: Tensor) -> Tensor:
 
 
 def save_png(picture: Tensor, file: Path) -> None:
-    """Write a picture ``[C, H, W]`` in [0, 1] to a file."""
+    """Write a picture ``[3, H, W]`` in [0, 1] to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_png((picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu(), str(file))
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)

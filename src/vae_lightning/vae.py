@@ -76,5 +76,5 @@ class VAE(nn.Module):
             generator: a CPU generator, so that the same seed gives the same images on every device.
         """
         prior = self.prior
-        noise = torch.randn(n, prior.event_shape[0], generator=generator)
+        noise = torch.randn(n, prior.event_shape[0], generator=generator, dtype=torch.float32)
         return self.likelihood(prior.reparameterize(noise.to(prior.loc)), y).mean

@@ -1,0 +1,70 @@
+"""The plan of the house: a room imports only from the rooms below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vae_lightning
+
+PACKAGE = Path(vae_lightning.__file__).parent
+
+COMMANDS = {"train", "evaluate", "sample"}
+ALLOWED = {
+    "configuration": set(),
+    "networks": set(),
+    "likelihoods": set(),
+    "objectives": set(),
+    "vae": {"networks", "likelihoods"},
+    "data": {"data"},
+    "module": {"vae", "objectives", "networks", "data"},
+    "checkpoints": {"module", "data", "vae"},
+    "pictures": set(),
+    "callbacks": {"callbacks", "pictures", "checkpoints", "vae", "module", "data"},
+    "experiment": {"configuration", "module", "data", "checkpoints", "callbacks"},
+    "report": {"__version__", "experiment", "module", "data"},
+    "__init__": {"checkpoints", "data", "module", "vae"},
+    **{command: {"configuration", "experiment", "report", "checkpoints", "pictures", "data"} for command in COMMANDS},
+}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard"}
+
+
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(file):
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(file):
+    """Yield (module, imported name, whether at the top level of the file)."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, None, top
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node.module, alias.name, top
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_room_imports_only_from_the_rooms_below_it(file):
+    rooms = set()
+    for module, name, _ in imports_of(file):
+        parts = module.split(".")
+        if parts[0] == "vae_lightning":
+            rooms.add(parts[1] if len(parts) > 1 else name)
+    assert rooms <= ALLOWED[room_of(file)]
+
+
+@pytest.mark.parametrize("room", ["__init__", "configuration", *sorted(COMMANDS)])
+def test_what_a_typo_waits_for_imports_nothing_heavy(room):
+    top = {module.split(".")[0] for module, _, top in imports_of(PACKAGE / f"{room}.py") if top}
+    assert not top & HEAVY
+
+
+def test_every_room_has_its_place_in_the_plan():
+    assert {room_of(file) for file in files()} == set(ALLOWED)
