@@ -1,0 +1,57 @@
+# Set-up, training, tests and checks. The two that a newcomer needs: make train, make test.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The first interpreter of a supported version; another one: make PYTHON=/path/to/python3.12 train
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+.PHONY: train
+train: $(READY)  ## train, test and draw the default model; overrides in ARGS="model.latent_dim=2 trainer.max_epochs=3"
+	$(BIN)/python -m vae_lightning.train $(ARGS)
+
+.PHONY: test
+test: $(READY)  ## run the tests; pytest's options in ARGS="-k objectives"
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: setup
+setup: $(READY)  ## create .venv and install the project with its pinned dependencies
+
+.PHONY: lint
+lint: $(READY)  ## check style with ruff
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+.PHONY: format
+format: $(READY)  ## mend style with ruff
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+.PHONY: typecheck
+typecheck: $(READY)  ## check types with mypy
+	$(BIN)/mypy
+
+.PHONY: tensorboard
+tensorboard: $(READY)  ## open the dashboards of all runs below outputs/
+	$(BIN)/tensorboard --logdir outputs --samples_per_plugin images=500
+
+.PHONY: clean
+clean:  ## remove .venv, caches and build files; never outputs/ or the data
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed anew when the dependencies change; a set-up that was broken off is repeated, for the stamp comes last.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUPPORTED)' || { \
+	  echo "No supported Python found: 3.11, 3.12 and 3.13 are. Name one with make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints.txt
+	@touch $@

@@ -1,0 +1,213 @@
+"""The commands as a user types them, on real digits."""
+
+import concurrent.futures
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import vae_lightning
+from conftest import SUBSET, run, typed
+
+QUICK = [*SUBSET, "trainer.max_epochs=1"]
+
+
+def test_a_run_leaves_what_the_plan_says(trained):
+    found = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    pictures = {f"images/{kind}_{epoch:03d}.png" for kind in ("prior_samples", "reconstructions") for epoch in (1, 2)}
+    assert {"metrics.json", "train.log", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} | pictures <= found
+    assert {".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"} <= found
+    assert any(name.startswith("tensorboard/events") for name in found)
+    assert yaml.safe_load((trained / ".hydra/config.yaml").read_text())["model"]["latent_dim"] == 3
+    assert "model.latent_dim=3" in yaml.safe_load((trained / ".hydra/overrides.yaml").read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", trained.name)
+
+
+def test_the_metrics_carry_their_protocol(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert set(metrics["figures"]) >= {"test/loss", "test/elbo", "test/log_likelihood", "test/kl"}
+    assert metrics["figures"]["test/elbo"] == pytest.approx(-metrics["figures"]["test/loss"])
+    assert metrics["protocol"]["data"] == "mnist_subset"
+    assert "not" not in metrics["protocol"]["binarization"].split()[:1]
+    assert (metrics["run"]["seed"], metrics["run"]["epochs"]) == (1, 2)
+
+
+def test_the_log_holds_the_epochs_the_table_and_where_things_lie(trained):
+    log = (trained / "train.log").read_text()
+    for words in ("epoch 2/2", "test ELBO", "log-likelihood", "KL", "images/s", "tensorboard --logdir", str(trained.name)):
+        assert words in log
+
+
+@pytest.mark.parametrize("eval_batch_size", [7, 200])
+def test_evaluate_returns_the_test_figures_of_the_training_run(trained, tmp_path, monkeypatch, eval_batch_size):
+    arguments = [f"checkpoint={trained}", f"data.eval_batch_size={eval_batch_size}", f"data.dir={SUBSET[1].split('=')[1]}"]
+    typed("evaluate", *arguments, directory=tmp_path, patch=monkeypatch)
+    [written] = tmp_path.glob("outputs/evaluate/*/metrics.json")
+    ours = json.loads(written.read_text())
+    theirs = json.loads((trained / "metrics.json").read_text())
+    assert ours["figures"] == pytest.approx(theirs["figures"], rel=1e-6)
+    assert ours["protocol"] == theirs["protocol"]
+
+
+def test_sample_writes_the_models_own_samples(trained, tmp_path, monkeypatch):
+    typed("sample", f"checkpoint={trained}", "count=4", "seed=7", directory=tmp_path, patch=monkeypatch)
+    [written] = tmp_path.glob("outputs/sample/*/samples.png")
+    picture = Image.open(written)
+    assert picture.size == (2 * 58 + 2, 2 * 58 + 2)
+    expected = vae_lightning.load(trained).sample(4, generator=torch.Generator().manual_seed(7))
+    drawn = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8).view(picture.height, -1) / 255
+    torch.testing.assert_close(drawn[2:58:2, 2:58:2], expected[0, 0], rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_process_trains_evaluates_and_samples(tmp_path):
+    """The three commands in processes of their own, in the order in which the README shows them."""
+    trained = run("train", *QUICK, "trainer.accelerator=cpu", "model.latent_dim=10", "data.batch_size=64", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert not trained.stderr
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert f"checkpoint={directory.relative_to(tmp_path)}" in trained.stdout
+    for command, *arguments in (["evaluate", SUBSET[1]], ["sample", "count=9"]):
+        finished = run(command, f"checkpoint={directory.relative_to(tmp_path)}", *arguments, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        assert not finished.stderr
+    elbo = re.compile(r"test ELBO +(-[\d.]+)")
+    evaluated = run("evaluate", f"checkpoint={directory}/checkpoints/last.ckpt", SUBSET[1], cwd=tmp_path)
+    assert elbo.search(evaluated.stdout).group(1) == elbo.search(trained.stdout).group(1)
+
+
+def test_a_fast_dev_run_passes_through_every_part(tmp_path, monkeypatch):
+    typed("train", *SUBSET, "trainer.fast_dev_run=true", directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert sorted(path.name for path in (directory / "images").iterdir()) == [
+        "prior_samples_001.png",
+        "reconstructions_001.png",
+    ]
+    assert json.loads((directory / "metrics.json").read_text())["run"]["steps"] == 1
+
+
+@pytest.mark.parametrize("logger", ["csv", "none"])
+def test_loggers_can_be_chosen(tmp_path, monkeypatch, logger):
+    typed("train", *QUICK, f"logger={logger}", directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert (directory / "csv" / "metrics.csv").exists() == (logger == "csv")
+    assert not (directory / "tensorboard").exists()
+
+
+def test_without_validation_only_the_last_checkpoint_is_kept_and_tested(tmp_path, monkeypatch, capsys):
+    typed("train", *QUICK, "data.val_size=0", directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "last checkpoint" in capsys.readouterr().out
+
+
+def test_the_example_looks_at_the_test_images_and_chooses_nothing_by_them(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    typed("train", "experiment=pytorch_example", *QUICK, "data.val_size=0", directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["last.ckpt"]
+    events = EventAccumulator(str(directory / "tensorboard")).Reload()
+    figures = json.loads((directory / "metrics.json").read_text())["figures"]
+    for name in ("loss", "loss_at_posterior_mean"):
+        [event] = events.Scalars(f"val/{name}")
+        assert event.value == pytest.approx(figures[f"test/{name}"], rel=1e-6)
+
+
+def test_callbacks_can_be_left_out_by_name(tmp_path, monkeypatch):
+    arguments = ["~callbacks.prior_samples", "callbacks.reconstructions=null", "~callbacks.best"]
+    typed("train", *QUICK, *arguments, directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert not (directory / "images").exists()
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_the_same_command_twice_gives_the_same_numbers_and_another_seed_others(tmp_path, monkeypatch):
+    for seed in (0, 0, 1):
+        typed("train", *QUICK, f"seed={seed}", directory=tmp_path, patch=monkeypatch)
+    runs = sorted((tmp_path / "outputs" / "train").iterdir())
+    figures = [json.loads((run / "metrics.json").read_text())["figures"] for run in runs]
+    assert figures[0] == figures[1] != figures[2]
+
+
+def test_a_run_directory_of_ones_own_must_be_empty(tmp_path, monkeypatch):
+    typed("train", *QUICK, "hydra.run.dir=mine", directory=tmp_path, patch=monkeypatch)
+    assert (tmp_path / "mine" / "metrics.json").exists()
+    with pytest.raises(SystemExit, match=r"hydra\.run\.dir=mine: not empty"):
+        typed("train", *QUICK, "hydra.run.dir=mine", directory=tmp_path, patch=monkeypatch)
+
+
+def test_a_sweep_gives_each_job_a_directory(tmp_path, monkeypatch):
+    typed("train", "--multirun", *QUICK, "model.latent_dim=2,3", directory=tmp_path, patch=monkeypatch)
+    jobs = sorted(tmp_path.glob("outputs/multirun/*/*/metrics.json"))
+    assert [path.parent.name for path in jobs] == ["0", "1"]
+    dims = [yaml.safe_load((path.parent / ".hydra/config.yaml").read_text())["model"]["latent_dim"] for path in jobs]
+    assert dims == [2, 3]
+
+
+MISTAKES = {
+    "model.latent_dim=abc": "model.latent_dim=abc: must be a valid integer",
+    "model.latent_dim=0": "model.latent_dim=0: must be greater than 0",
+    "data.batch_size=-1": "data.batch_size=-1: must be greater than 0",
+    "trainer.max_epochs=ten": "trainer.max_epochs=ten: must be a valid integer",
+    "trainer.max_epochs=-7": "trainer: `max_epochs` must be a non-negative integer or -1",
+    "trainer.precision=half": "trainer.precision=half: must be ",
+    "trainer.accelerator=abacus": "trainer: ",
+    "data.val_size=70000": "data.val_size=70000: mnist_subset has 400 training images, so at most 399",
+    "data.dir=/dev/null": "mnist_subset",
+    "seed=-1": "seed=-1: must be greater than or equal to 0",
+    "seed=abc": "seed=abc: must be a valid integer",
+    "model.hidden_dims=[400,0]": "model.hidden_dims=[400, 0]: must be greater than 0",
+    "callbacks.prior_samples.every_n_epochs=0": "callbacks.prior_samples.every_n_epochs=0: must be greater than 0",
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.items(), ids=MISTAKES.keys())
+def test_a_wrong_value_is_told_in_a_line_or_two_and_leaves_nothing_behind(tmp_path, monkeypatch, mistake, message):
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", *SUBSET, mistake, directory=tmp_path, patch=monkeypatch)
+    assert message in str(exit_.value.code)
+    assert len(str(exit_.value.code).splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_gpu_is_never_replaced_in_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"accelerator=gpu: no CUDA GPU here; type trainer\.accelerator=cpu"):
+        typed("train", *SUBSET, "trainer.accelerator=gpu", directory=tmp_path, patch=monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_ends_the_process_with_one_line_and_exit_code_1(tmp_path):
+    finished = run("train", "model.latent_dim=0", cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == "error: model.latent_dim=0: must be greater than 0\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("evaluate", [], "checkpoint is missing: write checkpoint=…"),
+        ("evaluate", ["checkpoint=nosuch"], "checkpoint=nosuch: is neither a file nor a run directory"),
+        ("sample", ["checkpoint=nosuch"], "checkpoint=nosuch: is neither a file nor a run directory"),
+        ("sample", ["checkpoint=nosuch", "count=0"], "count=0: must be greater than 0"),
+        ("sample", ["checkpoint=nosuch", "seed=x"], "seed=x: must be a valid integer"),
+    ],
+)
+def test_the_other_commands_tell_mistakes_alike(tmp_path, monkeypatch, command, arguments, message):
+    with pytest.raises(SystemExit) as exit_:
+        typed(command, *arguments, directory=tmp_path, patch=monkeypatch)
+    assert exit_.value.code == f"error: {message}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_started_in_the_same_instant_land_in_different_directories(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        finished = list(pool.map(lambda _: run("train", *SUBSET, "trainer.fast_dev_run=true", cwd=tmp_path), range(3)))
+    assert [process.returncode for process in finished] == [0, 0, 0]
+    directories = list((tmp_path / "outputs" / "train").iterdir())
+    assert len(directories) == 3
+    assert all((directory / "metrics.json").exists() for directory in directories)

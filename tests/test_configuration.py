@@ -1,0 +1,164 @@
+"""The configuration: every file composes, keys follow the constructors, mistakes are told before torch is imported."""
+
+import concurrent.futures
+import inspect
+import sys
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from conftest import run, typed
+from vae_lightning import MNISTDataModule, VAEModule
+from vae_lightning.configuration import CONFIGS, TARGETS, ConfigurationError, check, make_directory
+
+
+def compose(*overrides, name="train"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(name, list(overrides))
+        check(name, config, overrides)
+        return config
+
+
+def groups():
+    return [path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.glob("*/*.yaml")]
+
+
+@pytest.mark.parametrize("option", groups(), ids=str)
+def test_every_option_of_every_group_composes(option):
+    if option.parent.name == "callbacks" and option.name != "default":
+        assert f"{option.name}:" in (CONFIGS / option.with_suffix(".yaml")).read_text()  # composed by callbacks/default
+    else:
+        compose(f"{option.parent}={option.name}")
+
+
+def targets(node):
+    node = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if isinstance(node, dict):
+        yield from [node["_target_"]] if "_target_" in node else []
+        for child in node.values():
+            yield from targets(child)
+
+
+def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
+    for target in TARGETS:
+        assert inspect.isclass(hydra.utils.get_class(target))
+    assert set(targets(compose("logger=csv"))) | set(targets(compose())) <= TARGETS
+
+
+@pytest.mark.parametrize(("group", "part"), [("model", VAEModule), ("data", MNISTDataModule)])
+def test_the_groups_keys_and_defaults_are_the_constructors(group, part):
+    config = OmegaConf.to_container(compose()[group], resolve=True)
+    config.pop("_target_", None)
+    parameters = inspect.signature(part.__init__).parameters
+    assert set(config) | {"image_shape"} == (set(parameters) - {"self"}) | {"image_shape"}
+    for key, value in config.items():
+        default = parameters[key].default
+        assert value == (list(default) if isinstance(default, tuple) else default), key
+
+
+def test_the_trainers_keys_are_lightnings():
+    from lightning import Trainer
+
+    assert set(compose().trainer) - {"_target_"} <= set(inspect.signature(Trainer).parameters)
+
+
+def test_the_issues_example_composes_as_typed():
+    config = compose("trainer.accelerator=gpu", "model.latent_dim=10", "data.batch_size=256")
+    assert (config.trainer.accelerator, config.model.latent_dim, config.data.batch_size) == ("gpu", 10, 256)
+    assert compose("trainer=gpu").trainer.accelerator == "gpu"
+    assert compose("seed=0").data.seed == compose("seed=0").model.seed == 0
+
+
+def test_the_example_experiment_is_the_example():
+    config = compose("experiment=pytorch_example")
+    assert (config.model.latent_dim, config.model.hidden_dims, config.model.learning_rate) == (20, [400], 1e-3)
+    assert (config.data.batch_size, config.data.val_size, config.data.validate_on_test) == (128, 0, True)
+    assert (config.trainer.max_epochs, config.seed) == (10, 1)
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.hub.load", "torch.utils.collect_env.run", "os.system", "lightning", "vae_lightning.callbacks.Progres"]
+)
+def test_targets_are_allowed_by_full_name_only(target):
+    with pytest.raises(ConfigurationError, match=f"callbacks.last._target_={target}"):
+        compose(f"callbacks.last._target_={target}")
+
+
+MISTAKES = {
+    "model.latnet_dim=3": "unknown key model.latnet_dim: did you mean model.latent_dim?",
+    "+model.latnet_dim=3": "unknown key model.latnet_dim: did you mean model.latent_dim?",
+    "++trainer.max_epoch=3": "unknown key trainer.max_epoch: did you mean trainer.max_epochs?",
+    "modle.latent_dim=3": "unknown key modle.latent_dim: did you mean model.latent_dim?",
+    "latent_dim=3": "unknown key latent_dim: did you mean model.latent_dim?",
+    "modle=vae": "unknown key modle: did you mean model?",
+    "~callbacks.nosuch": "unknown key callbacks.nosuch: callbacks has best, last, prior_samples, progress, reconstructions",
+    "model=nosuch": "model=nosuch: there is none of that name; choose from vae",
+    "experiment=nosuch": "experiment=nosuch: there is none of that name; choose from pytorch_example",
+    "latent": "'latent' is no override: write key=value, as in model.latent_dim=10",
+    "callbacks.last._target_=torch.hub.load": "callbacks.last._target_=torch.hub.load: not one of the allowed targets",
+    "--experimental-rerun=config.pickle": "--experimental-rerun would run code from a file",
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.items(), ids=MISTAKES.keys())
+def test_a_mistake_is_told_in_a_line_or_two_and_leaves_nothing_behind(tmp_path, monkeypatch, mistake, message):
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", mistake, directory=tmp_path, patch=monkeypatch)
+    assert str(exit_.value.code).startswith(f"error: {message}")  # a string: printed, and exit code 1
+    assert len(str(exit_.value.code).splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_a_sweep_leaves_nothing_behind_either(tmp_path, monkeypatch):
+    for arguments in (["model.latnet_dim=3,4"], ["model=vae,nosuch"], ["seed=1,2", "+model.foo=1"]):
+        with pytest.raises(SystemExit, match="error: "):
+            typed("train", "--multirun", *arguments, directory=tmp_path, patch=monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_whole_traceback_comes_on_request(tmp_path):
+    finished = run("train", "model.latnet_dim=3", cwd=tmp_path, environment={"HYDRA_FULL_ERROR": "1"})
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
+
+
+QUICK = [["--help"], ["--cfg", "job"], ["model.latnet_dim=3"], ["model=nosuch"]]
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_help_and_typos_are_answered_without_importing_torch(tmp_path, arguments):
+    finished = run("train", *arguments, cwd=tmp_path, environment={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.rsplit("|", 1)[1].strip() for line in finished.stderr.splitlines() if line.startswith("import time:")}
+    assert "hydra" in imported
+    assert not imported & {"torch", "numpy", "lightning", "pydantic"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_a_newcomer_the_ten_overrides(capsys, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", "--help", directory=tmp_path, patch=monkeypatch)
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    shown = [line.split()[0].split("=") for line in text.split("defaults:")[1].split("\n\n")[0].splitlines()[1:]]
+    assert len(shown) == 10
+    config = compose()
+    for key, value in shown:
+        if key in ("data", "experiment"):
+            continue
+        assert OmegaConf.select(config, key) == OmegaConf.create(f"value: {value}").value, key
+
+
+def test_directories_made_in_the_same_instant_are_all_different(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        made = list(pool.map(lambda _: make_directory(tmp_path / "outputs"), range(100)))
+    assert len(set(made)) == 100
+    assert all(path.is_dir() for path in made)
+    assert {path.name[:19] for path in made} == {path.name[:19] for path in (tmp_path / "outputs").iterdir()}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    import subprocess
+
+    code = "import sys, vae_lightning; assert not {'torch', 'numpy', 'hydra'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

