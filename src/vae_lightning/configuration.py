@@ -78,6 +78,10 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
 def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     """Run a task under Hydra, once or for each job of a sweep."""
     arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
+        print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
+        return
     if any(argument.startswith("--experimental-rerun") for argument in arguments):
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
     if {"-m", "--multirun"} & set(arguments):
