@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import platform
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,9 +83,16 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         table(figures, {"epochs": trainer.current_epoch, "images/s": f"{speed:,}", "tested": tested}),
         f"This run's files: {directory}",
         f"pictures    {directory / 'images'}",
-        f"dashboard   tensorboard --logdir {directory.parent} --samples_per_plugin images=500",
-        f"samples     python -m vae_lightning.sample checkpoint={directory}",
+        f"dashboard   {program('tensorboard')} --logdir {directory.parent} --samples_per_plugin images=500",
+        f"samples     {program('python')} -m vae_lightning.sample checkpoint={directory}",
     )
+
+
+def program(name: str) -> str:
+    """Return what to type for a program of this environment: its name if that finds it, else its path."""
+    path = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if found and Path(found) == path else os.path.relpath(path)
 
 
 @contextmanager
