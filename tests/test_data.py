@@ -1,5 +1,6 @@
 """MNIST: verified files, a split that holds still, an order that is a function of (seed, epoch)."""
 
+import contextlib
 import functools
 import gzip
 import http.server
@@ -19,7 +20,8 @@ from pydantic import ValidationError
 
 from conftest import DATA
 from vae_lightning import MNISTDataModule
-from vae_lightning.data import sources
+from vae_lightning.data import keyed_generator, sources
+from vae_lightning.data.batches import binarize
 from vae_lightning.data.sources import DATASETS, DatasetUnavailable, data_folder, fetch, read
 
 FILES = DATASETS["mnist_subset"].files
@@ -150,6 +152,57 @@ def test_the_folder_of_one_machine_is_no_part_of_the_protocol():
     assert "dir" not in make().hparams
 
 
+# -- binarisation -----------------------------------------------------------------------------------------------------
+
+
+def test_binarised_images_have_the_grey_levels_as_their_mean():
+    grey = read("mnist_subset", DATA / "mnist_subset", "test")[0][:5]
+    draws = torch.stack([binarize(grey, keyed_generator(seed)) for seed in range(3000)])
+    assert set(draws.unique().tolist()) == {0, 255}
+    assert torch.equal(draws.float().mean(0)[(grey == 0) | (grey == 255)], grey[(grey == 0) | (grey == 255)].float())
+    p = grey / 255
+    error = (p * (1 - p) / 3000).sqrt()
+    assert (abs(draws.float().mean(0) / 255 - p) <= 5 * error).all()
+
+
+def test_stochastic_binarisation_is_drawn_anew_at_every_visit_and_repeats_with_seed_and_epoch():
+    def images(seed, epoch):
+        loader = make(seed=seed, binarization="stochastic").train_dataloader()
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        return torch.cat([batch.images for batch in batches])[torch.cat([batch.indices for batch in batches]).argsort()]
+
+    assert set(images(1, 0).unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(images(1, 0), images(1, 0))
+    assert not torch.equal(images(1, 0), images(1, 1))
+    assert not torch.equal(images(1, 0), images(2, 0))
+
+
+@pytest.mark.parametrize("binarization", ["stochastic", "static"])
+def test_validation_and_test_images_are_drawn_once_whatever_the_seed(binarization):
+    one, other = make(seed=1, binarization=binarization), make(seed=2, binarization=binarization)
+    for loaders in ((one.val_dataloader(), other.val_dataloader()), (one.test_dataloader(), other.test_dataloader())):
+        first, second = ([batch.images for batch in loader] for loader in loaders)
+        assert torch.equal(torch.cat(first), torch.cat(second))
+        assert set(torch.cat(first).unique().tolist()) == {0.0, 1.0}
+
+
+def test_static_binarisation_shows_the_same_training_images_in_every_epoch():
+    loader = make(binarization="static").train_dataloader()
+    shown = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        shown.append(torch.cat([batch.images for batch in batches])[torch.cat([batch.indices for batch in batches]).argsort()])
+    assert torch.equal(*shown)
+
+
+def test_both_protocols_validate_and_test_on_the_same_images():
+    stochastic, static = make(binarization="stochastic"), make(binarization="static")
+    assert torch.equal(stochastic.images["test"], static.images["test"])
+    assert torch.equal(stochastic.images["train"][stochastic.val_indices], static.images["train"][static.val_indices])
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -229,17 +282,19 @@ def mirror(tmp_path, monkeypatch):
     """A mirror on loopback that serves the subset compressed, in the place of torchvision's."""
     from torchvision import datasets
 
-    served = tmp_path / "mirror"
+    served = type("Served", (type(tmp_path),), {})(tmp_path / "mirror")
     served.mkdir()
     for name in FILES:
         (served / f"{name}.gz").write_bytes(gzip.compress((DATA / "mnist_subset" / name).read_bytes()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    handler.log_message = lambda *_: None
+    asked = []
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda self, *_: asked.append(self.path))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setitem(DATASETS, "mnist_subset", sources.Dataset("mnist_subset", FILES, 400, 200, torchvision="MNIST"))
+    served.asked = asked
     yield served
     server.shutdown()
     thread.join()
@@ -250,6 +305,70 @@ def test_a_mirror_serves_what_is_missing(tmp_path, mirror):
     folder = copy_to(tmp_path, names=["t10k-labels-idx1-ubyte"])
     fetch("mnist_subset", folder)
     assert whole(folder)
+
+
+def test_eight_that_start_at_once_download_each_file_once(tmp_path, mirror):
+    folder = copy_to(tmp_path, names=[])
+    threads = [threading.Thread(target=fetch, args=("mnist_subset", folder)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert whole(folder)
+    assert sorted(mirror.asked) == sorted(f"/{name}.gz" for name in FILES)
+
+
+def test_the_next_mirror_is_asked_for_what_the_first_served_wrong(tmp_path, mirror, monkeypatch):
+    from torchvision import datasets
+
+    [good] = datasets.MNIST.mirrors
+    (mirror / "bad").mkdir()
+    for name in FILES:
+        (mirror / "bad" / f"{name}.gz").write_bytes(gzip.compress(b"something else"))
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{good}bad/", good])
+    folder = copy_to(tmp_path, names=[])
+    fetch("mnist_subset", folder)
+    assert whole(folder)
+
+
+def test_a_server_that_drips_is_given_up_on(tmp_path, monkeypatch, mirror):
+    def drip(self):
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", drip)
+    monkeypatch.setattr(sources, "ATTEMPT_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(DatasetUnavailable, match=r"no end after 0\.3 s"):
+        fetch("mnist_subset", copy_to(tmp_path, names=[]))
+    assert time.monotonic() - started < 5
+
+
+def test_a_write_that_breaks_off_leaves_nothing_under_the_final_name(tmp_path, mirror, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    folder = copy_to(tmp_path, names=[])
+    monkeypatch.setattr(sources.os, "fdopen", fail)
+    with pytest.raises(DatasetUnavailable, match="No space left on device"):
+        fetch("mnist_subset", folder)
+    assert {path.name for path in folder.iterdir()} <= {".lock"}
+
+
+@pytest.mark.parametrize("position", [0, 3, 40, 2000, -6])
+def test_a_compressed_file_with_a_flipped_bit_is_passed_over(tmp_path, position):
+    folder = copy_to(tmp_path)
+    name = "t10k-images-idx3-ubyte"
+    content = bytearray(gzip.compress((folder / name).read_bytes()))
+    content[position] ^= 0x10
+    (folder / f"{name}.gz").write_bytes(content)
+    (folder / name).unlink()
+    with pytest.raises(DatasetUnavailable, match="could not be fetched"):
+        fetch("mnist_subset", folder)
 
 
 def test_a_mirror_that_serves_another_file_is_not_believed(tmp_path, mirror):

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed that NumPy and torch both take."""
 
 
 class Batch(NamedTuple):
@@ -21,6 +25,25 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     indices: Tensor
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    """Return a CPU generator whose draws are a function of ``key``: whole numbers from 0, at most four."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pixel white with its grey level as probability.
+
+    Args:
+        images: grey levels, uint8.
+        generator: where the draws come from.
+
+    Returns:
+        The same shape and type, 0 or 255.
+    """
+    draws = torch.rand(images.shape, generator=generator, dtype=torch.float32)
+    return (draws < images.float() / 255).to(torch.uint8) * 255  # draws lie in [0, 1): 255 is always white, 0 never
 
 
 class Batches:
@@ -46,17 +69,24 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        for index in torch.split(self.order(), self.batch_size):
-            yield Batch(self.images[index].float() / 255, self.labels[index], index)
+        for position, index in enumerate(torch.split(self.order(), self.batch_size)):
+            yield Batch(self.draw(self.images[index], position).float() / 255, self.labels[index], index)
+
+    def draw(self, images: Tensor, position: int) -> Tensor:
+        """Return the images that a batch shows, given the batch's position in the epoch."""
+        return images
 
 
 class ShuffledBatches(Batches):
     """The same in a new order in each epoch, a function of (seed, epoch)."""
 
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int, seed: int) -> None:
-        """Take the seed of the order as well."""
+    def __init__(
+        self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int, seed: int, stochastic: bool = False
+    ) -> None:
+        """Take the seed as well, and whether each visit shows a new binarisation, a function of (seed, epoch, position)."""
         super().__init__(images, labels, indices, batch_size)
         self.seed = seed
+        self.stochastic = stochastic
         self.epoch = 0
 
     @property
@@ -72,3 +102,8 @@ class ShuffledBatches(Batches):
         """Return the indices in the order of this epoch's visit."""
         # RandomState is the one generator whose stream NumPy has promised never to change.
         return self.indices[torch.from_numpy(np.random.RandomState([self.seed, self.epoch]).permutation(len(self.indices)))]
+
+    def draw(self, images: Tensor, position: int) -> Tensor:
+        """Return the images that a batch shows, given the batch's position in the epoch."""
+        # The last number sets this apart from the noise of the training steps.
+        return binarize(images, keyed_generator(self.seed, self.epoch, position, 1)) if self.stochastic else images

@@ -8,7 +8,7 @@ from lightning import LightningDataModule
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
-from vae_lightning.data.batches import Batches, ShuffledBatches
+from vae_lightning.data.batches import Batches, Seed, ShuffledBatches, binarize, keyed_generator
 from vae_lightning.data.sources import DATASETS, data_folder, fetch, read
 
 
@@ -16,7 +16,7 @@ class MNISTDataModule(LightningDataModule):
     """Training, validation and test images of MNIST or of a set in its format.
 
     The canonical test set is kept apart. The validation images are taken from the training file by ``split_seed``, so that runs
-    with different seeds are validated on the same images.
+    with different seeds are validated on the same images; fixed binarisation goes by ``split_seed`` as well.
     """
 
     @validate_call(config=ConfigDict(strict=True))
@@ -27,9 +27,10 @@ class MNISTDataModule(LightningDataModule):
         batch_size: PositiveInt = 128,
         eval_batch_size: PositiveInt = 1000,
         val_size: NonNegativeInt = 5000,
-        split_seed: NonNegativeInt = 0,
+        split_seed: Seed = 0,
         validate_on_test: bool = False,
-        seed: NonNegativeInt = 1,
+        binarization: Literal["none", "stochastic", "static"] = "none",
+        seed: Seed = 1,
     ) -> None:
         """Choose the set and its split; nothing is read before ``setup``.
 
@@ -42,6 +43,8 @@ class MNISTDataModule(LightningDataModule):
             split_seed: which ones.
             validate_on_test: look at the test images after each epoch, as the PyTorch VAE example does. Asks for
                 ``val_size=0``, and nothing may be chosen by what they show.
+            binarization: ``none`` takes grey levels as probabilities; ``stochastic`` draws each pixel black or white anew at
+                every visit in training, and once for validation and test; ``static`` once for all.
             seed: seed of the order in which training images are visited.
 
         Raises:
@@ -60,6 +63,8 @@ class MNISTDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.validate_on_test = validate_on_test
+        self.binarization = binarization
+        self.split_seed = split_seed
         self.seed = seed
         # RandomState is the one generator whose stream NumPy has promised never to change.
         order = torch.from_numpy(np.random.RandomState(split_seed).permutation(train_size))
@@ -81,27 +86,57 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the whole set into memory, once, whatever the stage."""
         if not self.images:
-            for file in ("train", "test"):
-                self.images[file], self.labels[file] = read(self.dataset, self.folder, file)
+            for number, file in enumerate(("train", "test")):
+                images, self.labels[file] = read(self.dataset, self.folder, file)
+                if self.binarization != "none":
+                    drawn = binarize(images, keyed_generator(self.split_seed, number))
+                    if self.binarization == "stochastic" and file == "train":
+                        drawn[self.train_indices] = images[self.train_indices]  # drawn at each visit
+                    images = drawn
+                self.images[file] = images
 
     def train_dataloader(self) -> ShuffledBatches:
         """Return the training images in an order that is a function of (seed, epoch)."""
-        return ShuffledBatches(self.images["train"], self.labels["train"], self.train_indices, self.batch_size, self.seed)
+        return ShuffledBatches(
+            self.images["train"],
+            self.labels["train"],
+            self.train_indices,
+            self.batch_size,
+            self.seed,
+            stochastic=self.binarization == "stochastic",
+        )
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation images; with ``validate_on_test`` the test images; without either nothing."""
         if self.validate_on_test:
             return self.test_dataloader()
-        return self._held_out(self.eval_batch_size) if self.holds_out else []
+        if not self.holds_out:
+            return []
+        return Batches(self.images["train"], self.labels["train"], self.val_indices, self.eval_batch_size)
 
     def test_dataloader(self) -> Batches:
         """Return the test images."""
         return Batches(self.images["test"], self.labels["test"], self.test_indices, self.eval_batch_size)
 
+    def split(self, name: Literal["train", "val", "test"], limit: int | None = None) -> Batches:
+        """Return a split for evaluation, in the order of its file and without a new draw; ``limit`` takes its first images.
+
+        Raises:
+            ValueError: the split has no images.
+        """
+        file, indices = {
+            "train": ("train", self.train_indices),
+            "val": ("train", self.val_indices),
+            "test": ("test", self.test_indices),
+        }[name]
+        if not len(indices):
+            raise ValueError(f"split={name}: no images are held out with val_size=0")
+        images = self.images[file]
+        if name == "train" and self.binarization == "stochastic":
+            images = binarize(images, keyed_generator(self.split_seed, 0))
+        return Batches(images, self.labels[file], indices[:limit], self.eval_batch_size)
+
     def examples(self, n: int) -> Tensor:
         """Return the first ``n`` validation images, or test images where none are held out, ``[n, C, H, W]`` in [0, 1]."""
-        loader = self._held_out(n) if self.holds_out else self.test_dataloader()
-        return next(iter(loader)).images[:n]
-
-    def _held_out(self, batch_size: int) -> Batches:
-        return Batches(self.images["train"], self.labels["train"], self.val_indices, batch_size)
+        file, indices = ("train", self.val_indices) if self.holds_out else ("test", self.test_indices)
+        return next(iter(Batches(self.images[file], self.labels[file], indices[:n], n))).images

