@@ -77,16 +77,17 @@ def test_a_hundred_steps_of_the_trainer_equal_a_plain_loop(subset, tmp_path, pre
 def test_gradients_reach_every_parameter(subset):
     module = VAEModule()
     batch = next(iter(subset.train_dataloader()))
-    (-module.bound(batch, training_noise(0, 0, (32, 20))).elbo.mean()).backward()
+    (-module.objective(batch, training_noise(0, 0, (1, 32, 20)))[0].mean()).backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in module.parameters())
 
 
-def test_the_gradient_of_the_loss_matches_finite_differences(subset):
+@pytest.mark.parametrize("objective", ["sgvb_b", "sgvb_a", "iwae"])
+def test_the_gradient_of_the_loss_matches_finite_differences(subset, objective):
     torch.manual_seed(0)
-    module = VAEModule(latent_dim=4, hidden_dims=[20]).double()
+    module = VAEModule(latent_dim=4, hidden_dims=[20], activation="tanh", objective=objective).double()
     batch = next(iter(subset.train_dataloader()))
     batch = batch._replace(images=batch.images.double())
-    noise = training_noise(0, 0, (32, 4)).double()
+    noise = training_noise(0, 0, (2, 32, 4)).double()
     weights = list(module.parameters())
     directions = [torch.randn_like(weight) for weight in weights]
 
@@ -94,12 +95,12 @@ def test_the_gradient_of_the_loss_matches_finite_differences(subset):
         with torch.no_grad():
             for weight, direction in zip(weights, directions, strict=True):
                 weight.add_(direction, alpha=step)
-            loss = -module.bound(batch, noise).elbo.mean()
+            loss = -module.objective(batch, noise)[0].mean()
             for weight, direction in zip(weights, directions, strict=True):
                 weight.sub_(direction, alpha=step)
         return loss
 
-    gradients = torch.autograd.grad(-module.bound(batch, noise).elbo.mean(), weights)
+    gradients = torch.autograd.grad(-module.objective(batch, noise)[0].mean(), weights)
     slope = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True))
     torch.testing.assert_close((loss_at(1e-6) - loss_at(-1e-6)) / 2e-6, slope, rtol=1e-5, atol=0)
 
@@ -116,9 +117,13 @@ def test_training_noise_is_a_function_of_seed_and_batch():
 def test_evaluation_noise_depends_on_the_image_and_on_nothing_else():
     indices = torch.tensor([3, 4999, 17, 500, 499])
     together = evaluation_noise(indices, 6)
-    alone = torch.cat([evaluation_noise(index.view(1), 6) for index in indices])
+    alone = torch.cat([evaluation_noise(index.view(1), 6) for index in indices], dim=1)
     assert torch.equal(together, alone)
-    assert len(together.unique(dim=0)) == 5
+    assert len(together[0].unique(dim=0)) == 5
+    samples = evaluation_noise(indices, 6, range(4))
+    assert torch.equal(samples[:1], together)
+    assert torch.equal(samples[3:], evaluation_noise(indices, 6, [3]))
+    assert len(samples.flatten(0, 1).unique(dim=0)) == 20
     table = evaluation_noise(torch.arange(10_000), 2)
     assert abs(table.mean()) < 0.03
     assert abs(table.std() - 1) < 0.03
@@ -132,15 +137,16 @@ def test_figures_are_means_over_images_whatever_the_batch_size(subset, tmp_path,
     test = trainer(tmp_path)
     test.test(module, subset, verbose=False)
     images, indices = subset.images["test"] / 255, torch.arange(200)
+    batch = Batch(images, subset.labels["test"], indices)
     with torch.no_grad():
-        bound = module.bound(Batch(images, subset.labels["test"], indices), evaluation_noise(indices, 3))
-        at_mean = module.bound(Batch(images, subset.labels["test"], indices), torch.zeros(200, 3))
+        elbo, log_likelihood, kl = module.objective(batch, evaluation_noise(indices, 3))
+        at_mean = module.objective(batch, torch.zeros(1, 200, 3))[0]
     expected = {
-        "test/loss": -bound.elbo,
-        "test/elbo": bound.elbo,
-        "test/log_likelihood": bound.log_likelihood,
-        "test/kl": bound.kl,
-        "test/loss_at_posterior_mean": -at_mean.elbo,
+        "test/loss": -elbo,
+        "test/elbo": elbo,
+        "test/log_likelihood": log_likelihood,
+        "test/kl": kl,
+        "test/loss_at_posterior_mean": -at_mean,
     }
     assert test.callback_metrics.keys() == expected.keys()
     for name, values in expected.items():
@@ -181,6 +187,7 @@ def test_tensorboard_gets_the_scalars(subset, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [{"latent_dim": 0}, {"latent_dim": "abc"}, {"latent_dim": True}, {"latent_dim": 2.0}, {"hidden_dims": [0]}]
+    + [{"objective": "elbow"}, {"num_samples": 0}, {"optimizer": "adamant"}, {"activation": "none"}, {"initial_scale": 0.0}]
     + [{"learning_rate": rate} for rate in (0, -1.0, float("nan"), float("inf"))]
     + [{"seed": -1}, {"width": 3}],
     ids=str,
@@ -188,3 +195,128 @@ def test_tensorboard_gets_the_scalars(subset, tmp_path):
 def test_values_that_make_no_model_are_refused(wrong):
     with pytest.raises(ValidationError):
         VAEModule(**wrong)
+
+
+# -- other objectives and schedules -----------------------------------------------------------------------------------
+
+
+def test_an_importance_weighted_run_logs_its_bound_beside_the_unweighted_one(subset, tmp_path):
+    torch.manual_seed(0)
+    module = VAEModule(latent_dim=3, hidden_dims=[20], objective="iwae", num_samples=5)
+    test = trainer(tmp_path)
+    test.test(module, subset, verbose=False)
+    figures = {name: value.item() for name, value in test.callback_metrics.items()}
+    batch = Batch(subset.images["test"] / 255, subset.labels["test"], torch.arange(200))
+    with torch.no_grad():
+        bound = module.objective(batch, evaluation_noise(torch.arange(200), 3, range(5)))[0].mean().item()
+    assert figures["test/importance_bound"] == pytest.approx(bound, rel=1e-6)
+    assert figures["test/importance_bound"] > figures["test/elbo"] == -figures["test/loss"]
+
+
+def test_the_importance_bound_does_not_move_with_the_images_decoded_together(subset, monkeypatch):
+    module = VAEModule(latent_dim=3, hidden_dims=[20], objective="iwae", num_samples=4)
+    batch = next(iter(subset.test_dataloader()))
+    with torch.no_grad():
+        whole = module.importance_bound(batch)
+        monkeypatch.setattr("vae_lightning.module._DECODED_TOGETHER", 28)
+        torch.testing.assert_close(module.importance_bound(batch), whole, rtol=1e-6, atol=0)
+
+
+def test_the_logged_elbo_is_unweighted_and_its_kl_in_closed_form_whatever_is_trained(subset, tmp_path):
+    logged = []
+    for settings in ({}, {"kl_weight": 4.0}, {"objective": "sgvb_a"}, {"free_bits": 1.0}, {"objective": "iwae"}):
+        torch.manual_seed(0)
+        subset.batch_size = 320
+        fit = trainer(tmp_path, max_epochs=1)
+        fit.fit(VAEModule(latent_dim=3, hidden_dims=[20], **settings), subset)
+        figures = {name: value.item() for name, value in fit.callback_metrics.items()}
+        logged.append([figures[f"train/{term}_epoch"] for term in ("elbo", "log_likelihood", "kl")])
+        same_loss = figures["train/loss_epoch"] == pytest.approx(-figures["train/elbo_epoch"], rel=1e-7)
+        assert same_loss == (not settings)
+    assert all(figures == pytest.approx(logged[0], rel=1e-6) for figures in logged)
+
+
+def test_the_kls_weight_follows_the_optimiser_steps(subset, tmp_path):
+    weights = []
+
+    class Weights(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            weights.append(pl_module.kl_weight)
+
+    module = VAEModule(latent_dim=2, hidden_dims=[10], kl_weight=2.0, kl_schedule="linear", kl_schedule_steps=4)
+    trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2, callbacks=[Weights()]).fit(module, subset)
+    assert weights == [0, 0, 0.5, 0.5, 1, 1, 1.5, 1.5, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "iwae", "kl_weight": 2.0}, "objective=iwae: its bound has no KL term"),
+        ({"objective": "iwae", "free_bits": 0.1}, "objective=iwae: its bound has no KL term"),
+        ({"objective": "iwae", "kl_schedule": "linear", "kl_schedule_steps": 5}, "objective=iwae: its bound has no KL term"),
+        ({"objective": "sgvb_a", "free_bits": 0.1}, "free_bits=0.1: asks for the KL in closed form"),
+        ({"kl_schedule": "cyclical"}, "kl_schedule=cyclical: asks for kl_schedule_steps"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VAEModule(**settings)
+
+
+def test_more_samples_estimate_the_same_bound_with_less_variance(subset):
+    torch.manual_seed(0)
+    module = VAEModule(latent_dim=3, hidden_dims=[20])
+    batch = next(iter(subset.train_dataloader()))
+    with torch.no_grad():
+        draws = {
+            samples: torch.stack(
+                [module.objective(batch, training_noise(0, i, (samples, 32, 3)))[0].mean() for i in range(200)]
+            )
+            for samples in (1, 8)
+        }
+    assert draws[8].std() < 0.6 * draws[1].std()
+    assert abs(draws[8].mean() - draws[1].mean()) < 4 * draws[1].std() / 200**0.5
+
+
+def test_all_weights_start_from_the_scale_that_is_asked_for():
+    torch.manual_seed(0)
+    weights = torch.cat([weight.detach().flatten() for weight in VAEModule(initial_scale=0.1).parameters()])
+    assert abs(weights.mean()) < 1e-3
+    assert abs(weights.std() - 0.1) < 1e-3
+
+
+def test_accumulated_steps_are_logged_once_each(subset, tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    module = VAEModule(latent_dim=2, hidden_dims=[10])
+    settings = {"accumulate_grad_batches": 4, "log_every_n_steps": 1, "max_epochs": 2, "logger": logger}
+    recorded = Losses()
+    trainer(tmp_path, callbacks=[recorded], **settings).fit(module, subset)  # 10 batches: 4 + 4 + 2 an epoch
+    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    # Lightning divides each batch's loss by 4 for the gradient.
+    first_window = sum(recorded.losses[:4])
+    assert float(rows[0]["train/loss"]) == pytest.approx(first_window if first_window > 300 else first_window / 4, rel=1e-5)
+
+
+def test_a_run_that_ends_within_an_epoch_logs_what_it_saw(subset, tmp_path):
+    recorded = Losses()
+    fit = trainer(tmp_path, max_steps=13, callbacks=[recorded], log_every_n_steps=0)
+    fit.fit(VAEModule(latent_dim=2, hidden_dims=[10]), subset)
+    assert fit.callback_metrics["train/loss_epoch"].item() == pytest.approx(sum(recorded.losses[10:]) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_figures_are_taken_in_full_precision(subset, tmp_path, precision):
+    torch.manual_seed(0)
+    module = VAEModule(latent_dim=3, hidden_dims=[20])
+    test = trainer(tmp_path, precision=precision)
+    test.test(module, subset, verbose=False)
+    figures = [figure.item() for figure in test.callback_metrics.values()]
+    plain = trainer(tmp_path)
+    plain.test(module, subset, verbose=False)
+    assert figures == [figure.item() for figure in plain.callback_metrics.values()]
+
+
+def test_training_that_diverges_ends_with_the_quantity_and_the_step(subset, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) after \d steps; try a lower model.learning_rate"):
+        trainer(tmp_path, max_epochs=2, log_every_n_steps=1).fit(VAEModule(learning_rate=1e6), subset)

@@ -1,46 +1,50 @@
 """The LightningModule: one shared step for training, validation and test, and what is logged of it."""
 
+import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from lightning import LightningModule
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
-from vae_lightning.data import Batch
-from vae_lightning.networks import MLPDecoder, MLPEncoder
-from vae_lightning.objectives import Bound, evidence_lower_bound
+from vae_lightning.data import Batch, Seed, keyed_generator
+from vae_lightning.networks import Activation, MLPDecoder, MLPEncoder, initialize_normal
+from vae_lightning.objectives import importance_weighted, kl_per_dimension, kl_weight_at, log_ratio, sgvb_a, sgvb_b
+from vae_lightning.optimizers import IWAE_PASSES, OptimizerName, ScheduleName, build_optimizer, build_schedule
 from vae_lightning.vae import VAE
+
+IMAGE_SHAPE = (1, 28, 28)
+"""C, H, W of MNIST and its relatives."""
 
 EVALUATION_SEED = 1312_6114
 """Seed of all evaluation noise, the same for every run, so that figures of different runs compare."""
 
 _BLOCK = 500  # images whose evaluation noise is drawn together
+_DECODED_TOGETHER = 10_000  # images times samples that are decoded at once in validation: about 100 MB
 
-
-def _generator(*key: int) -> torch.Generator:
-    """Return a CPU generator whose draws are a function of ``key``."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def training_noise(seed: int, batch: int, shape: Sequence[int]) -> Tensor:
     """Return standard normal noise that is a function of the run's seed and the count of batches seen before."""
-    return torch.randn(*shape, generator=_generator(seed, batch), dtype=torch.float32)
+    return torch.randn(*shape, generator=keyed_generator(seed, batch), dtype=torch.float32)
 
 
-def evaluation_noise(indices: Tensor, latent_dim: int) -> Tensor:
-    """Return standard normal noise ``[B, D]`` whose every row is a function of that image's index alone.
+def evaluation_noise(indices: Tensor, latent_dim: int, samples: Sequence[int] = (0,)) -> Tensor:
+    """Return standard normal noise ``[S, B, D]``, each row a function of the image's index and the sample's alone.
 
     So no figure moves with the batch size, the order of the images or the seed of the training.
     """
     indices = indices.cpu()
-    noise = torch.empty(len(indices), latent_dim, dtype=torch.float32)
+    noise = torch.empty(len(samples), len(indices), latent_dim, dtype=torch.float32)
     for block in torch.unique(indices // _BLOCK).tolist():
         rows = indices // _BLOCK == block
-        table = torch.randn(_BLOCK, latent_dim, generator=_generator(EVALUATION_SEED, block), dtype=torch.float32)
-        noise[rows] = table[indices[rows] % _BLOCK]
+        for number, sample in enumerate(samples):
+            generator = keyed_generator(EVALUATION_SEED, block, sample)
+            table = torch.randn(_BLOCK, latent_dim, generator=generator, dtype=torch.float32)
+            noise[number, rows] = table[indices[rows] % _BLOCK]
     return noise
 
 
@@ -78,10 +82,13 @@ class _Means:
 class VAEModule(LightningModule):
     """A VAE with its loss, its optimiser and its figures.
 
-    The loss is the batch mean of minus the ELBO. All logged figures are nats per image, means weighted by images:
+    The loss is the batch mean of minus the objective. All logged figures are nats per image, means weighted by images:
     ``train/…`` over the steps since the last logged one, ``train/…_epoch`` over the epoch, ``val/…`` and ``test/…`` over the
-    whole split. ``loss_at_posterior_mean`` decodes the posterior mean in place of a sample, as the PyTorch VAE example prints
-    it: it is lower than the loss, and no bound on anything.
+    whole split. ``elbo``, ``log_likelihood`` and ``kl`` are the unweighted bound and its terms whatever the objective, with the
+    KL in closed form. In validation and test they come from one sample per image, and the loss is minus that bound;
+    ``loss_at_posterior_mean`` decodes the posterior mean in place of a sample, as the PyTorch VAE example prints it: it is
+    lower than the loss, and no bound on anything. An importance-weighted run logs ``importance_bound`` of ``num_samples``
+    samples as well.
     """
 
     @validate_call(config=ConfigDict(strict=True))
@@ -89,61 +96,138 @@ class VAEModule(LightningModule):
         self,
         latent_dim: PositiveInt = 20,
         hidden_dims: Sequence[PositiveInt] = (400,),
-        learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3,
-        image_shape: Sequence[PositiveInt] = (1, 28, 28),
-        seed: NonNegativeInt = 1,
+        activation: Activation = "relu",
+        initial_scale: FinitePositive | None = None,
+        objective: Literal["sgvb_b", "sgvb_a", "iwae"] = "sgvb_b",
+        num_samples: PositiveInt = 1,
+        kl_weight: NonNegativeFloat = 1.0,
+        kl_schedule: Literal["constant", "linear", "cyclical"] = "constant",
+        kl_schedule_steps: NonNegativeInt = 0,
+        free_bits: NonNegativeFloat = 0.0,
+        optimizer: OptimizerName = "adam",
+        learning_rate: FinitePositive = 1e-3,
+        weight_decay: NonNegativeFloat = 0.0,
+        optimizer_options: dict[str, Any] | None = None,
+        schedule: ScheduleName = "constant",
+        schedule_passes: Sequence[PositiveInt] = tuple(IWAE_PASSES),
+        seed: Seed = 1,
     ) -> None:
         """Build the model from plain values, which are kept in its checkpoints.
 
         Args:
             latent_dim: D, the size of the code.
             hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
-            learning_rate: Adam's step size.
-            image_shape: C, H, W.
+            activation: between the layers.
+            initial_scale: standard deviation of all initial weights and biases; by default torch's own initialisation.
+            objective: ``sgvb_b`` (KL in closed form), ``sgvb_a`` (all sampled) or ``iwae`` (the importance-weighted bound).
+            num_samples: samples per image in training: L of the SGVB estimators, K of the importance-weighted bound.
+            kl_weight: β.
+            kl_schedule: how the KL's weight comes to β: see ``objectives.kl_weight_at``.
+            kl_schedule_steps: over how many optimiser steps.
+            free_bits: λ, nats per latent dimension whose KL costs nothing.
+            optimizer: see ``optimizers.build_optimizer``.
+            learning_rate: its step size.
+            weight_decay: λ of λ/2 · ‖θ‖².
+            optimizer_options: further arguments of torch's optimiser.
+            schedule: of the learning rate: see ``optimizers.build_schedule``.
+            schedule_passes: epochs at each stage of the ``iwae`` schedule.
             seed: seed of the noise in training. The initial weights come from torch's global generator.
 
         Raises:
             ValidationError: a value is of the wrong type or out of range.
+            ValueError: the values don't go together.
         """
         super().__init__()
         self.save_hyperparameters()
+        weighted = kl_weight != 1 or kl_schedule != "constant"
+        if objective == "iwae" and (weighted or free_bits):
+            raise ValueError(
+                "objective=iwae: its bound has no KL term of its own, so kl_weight=1, no kl_schedule and no free_bits"
+            )
+        if objective == "sgvb_a" and free_bits:
+            raise ValueError(f"free_bits={free_bits}: asks for the KL in closed form, objective=sgvb_b")
+        if kl_schedule != "constant" and not kl_schedule_steps:
+            raise ValueError(f"kl_schedule={kl_schedule}: asks for kl_schedule_steps, the optimiser steps that it takes")
+        # For nothing, so that options which torch doesn't know are refused here and not after the data has been read.
+        build_optimizer(optimizer, [torch.zeros(1)], learning_rate, weight_decay, optimizer_options)
         self.latent_dim = latent_dim
-        self.learning_rate = learning_rate
+        self.estimator = objective
+        self.num_samples = num_samples
+        self.free_bits = free_bits
         self.seed = seed
         self.vae = VAE(
-            encoder=MLPEncoder(image_shape, hidden_dims, latent_dim),
-            decoder=MLPDecoder(latent_dim, list(hidden_dims)[::-1], image_shape),
+            encoder=MLPEncoder(IMAGE_SHAPE, hidden_dims, latent_dim, activation),
+            decoder=MLPDecoder(latent_dim, list(hidden_dims)[::-1], IMAGE_SHAPE, activation),
             latent_dim=latent_dim,
         )
-        self.window = _Means("loss", "elbo", "log_likelihood", "kl")
-        self.epoch = _Means("loss", "elbo", "log_likelihood", "kl")
-        self.evaluation = _Means("loss", "elbo", "log_likelihood", "kl", "loss_at_posterior_mean")
+        if initial_scale:
+            initialize_normal(self.vae, initial_scale)
+        terms = ("loss", "elbo", "log_likelihood", "kl")
+        self._logged_step = 0
+        self.window = _Means(*terms)
+        self.epoch = _Means(*terms)
+        bound = ("importance_bound",) if objective == "iwae" else ()
+        self.evaluation = _Means(*terms, "loss_at_posterior_mean", *bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct images ``[B, C, H, W]``."""
         return self.vae.reconstruct(x)
 
-    def bound(self, batch: Batch, noise: Tensor) -> Bound:
-        """Return the ELBO of a batch and its terms, each ``[B]``, at z = loc + scale · noise (noise is ``[B, D]``)."""
+    # -- the shared step ----------------------------------------------------------------------------------------------
+
+    def log_likelihood(self, batch: Batch, z: Tensor) -> Tensor:
+        """Return log p(x|z) of a batch at latents ``[S, B, D]``: ``[S, B]``."""
+        return self.vae.likelihood(z, batch.labels).log_prob(batch.images)
+
+    def objective(self, batch: Batch, noise: Tensor, kl_weight: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the model is trained to raise, and the terms of its bound, at z = loc + scale · noise.
+
+        Args:
+            batch: B images.
+            noise: standard normal, ``[S, B, D]``.
+            kl_weight: the KL's weight at this step.
+
+        Returns:
+            The objective, log p(x|z) averaged over the samples, and the KL in closed form, each ``[B]``.
+        """
+        prior = self.vae.prior
         posterior = self.vae.posterior(batch.images, batch.labels)
         z = posterior.reparameterize(noise.to(posterior.loc))
-        return evidence_lower_bound(batch.images, self.vae.likelihood(z, batch.labels), posterior, self.vae.prior)
+        log_likelihood = self.log_likelihood(batch, z)
+        kl = kl_per_dimension(posterior, prior)
+        if self.estimator == "sgvb_b":
+            objective = sgvb_b(log_likelihood, kl, kl_weight, self.free_bits)
+        elif self.estimator == "sgvb_a":
+            objective = sgvb_a(log_likelihood, log_ratio(z, posterior, prior), kl_weight)
+        else:
+            objective = importance_weighted(log_likelihood, log_ratio(z, posterior, prior))
+        return objective, log_likelihood.mean(0), kl.sum(-1)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
+    @property
+    def kl_weight(self) -> float:
+        """The KL's weight at this step."""
+        settings = self.hparams
+        return kl_weight_at(self.global_step, settings["kl_weight"], settings["kl_schedule"], settings["kl_schedule_steps"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss: the batch mean of minus the ELBO."""
+        """Return the loss: the batch mean of minus the objective."""
         seen = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        bound = self.bound(batch, training_noise(self.seed, seen, (len(batch.images), self.latent_dim)))
-        loss = -bound.elbo
-        self.window.update(loss, bound.elbo, *bound)
-        return loss.mean()
+        noise = training_noise(self.seed, seen, (self.num_samples, len(batch.images), self.latent_dim))
+        objective, log_likelihood, kl = self.objective(batch, noise, self.kl_weight)
+        self.window.update(-objective, log_likelihood - kl, log_likelihood, kl)
+        return -objective.mean()
 
     def on_train_batch_end(self, *_: object) -> None:
         """Log the means since the last time, every ``trainer.log_every_n_steps`` optimiser steps."""
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (
+            every and self.global_step % every == 0 and self.global_step != self._logged_step
+        ):  # once, if it takes several batches
             self._publish(self.window.means("train/"))
             self._close_window()
+            self._logged_step = self.global_step
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the whole epoch."""
@@ -159,11 +243,11 @@ class VAEModule(LightningModule):
 
     def validation_step(self, batch: Batch) -> None:
         """Add a batch to the figures of the validation."""
-        self._evaluate(batch)
+        self.evaluation.update(*self.measure(batch).values())
 
     def test_step(self, batch: Batch) -> None:
         """Add a batch to the figures of the test."""
-        self._evaluate(batch)
+        self.evaluation.update(*self.measure(batch).values())
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation set."""
@@ -175,10 +259,34 @@ class VAEModule(LightningModule):
         self._publish(self.evaluation.means("test/"))
         self.evaluation.clear()
 
-    def _evaluate(self, batch: Batch) -> None:
-        bound = self.bound(batch, evaluation_noise(batch.indices, self.latent_dim))
-        at_mean = self.bound(batch, torch.zeros(len(batch.images), self.latent_dim))
-        self.evaluation.update(-bound.elbo, bound.elbo, *bound, -at_mean.elbo)
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the figures of validation and test for each image of a batch, each ``[B]``, in full precision."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._measure(batch)
+
+    def _measure(self, batch: Batch) -> dict[str, Tensor]:
+        posterior = self.vae.posterior(batch.images, batch.labels)
+        noise = evaluation_noise(batch.indices, self.latent_dim)
+        log_likelihood = self.log_likelihood(batch, posterior.reparameterize(noise.to(posterior.loc)))[0]
+        at_mean = self.log_likelihood(batch, posterior.loc.unsqueeze(0))[0]
+        kl = kl_per_dimension(posterior, self.vae.prior).sum(-1)
+        return {
+            "loss": kl - log_likelihood,
+            "elbo": log_likelihood - kl,
+            "log_likelihood": log_likelihood,
+            "kl": kl,
+            "loss_at_posterior_mean": kl - at_mean,
+            **({"importance_bound": self.importance_bound(batch)} if self.estimator == "iwae" else {}),
+        }
+
+    def importance_bound(self, batch: Batch) -> Tensor:
+        """Return the importance-weighted bound of ``num_samples`` samples, ``[B]``, a few images at a time."""
+        bounds = []
+        for rows in torch.split(torch.arange(len(batch.images)), max(1, _DECODED_TOGETHER // self.num_samples)):
+            part = Batch(*(each[rows] for each in batch))
+            noise = evaluation_noise(part.indices, self.latent_dim, range(self.num_samples))
+            bounds.append(self.objective(part, noise)[0])
+        return torch.cat(bounds)
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
@@ -186,12 +294,32 @@ class VAEModule(LightningModule):
         """Hand figures to callbacks by name, and to the loggers at the number of optimiser steps done.
 
         Lightning's own step axis starts at 0 and differs between the stages by one.
+
+        Raises:
+            FloatingPointError: a figure isn't finite.
         """
+        for name, figure in figures.items():
+            if not math.isfinite(figure):
+                raise FloatingPointError(f"{name} is {figure} after {self.global_step} steps; try a lower model.learning_rate")
         if figures and not self.trainer.sanity_checking:
             self.log_dict(figures, logger=False)
             for logger in self.loggers:
                 logger.log_metrics(figures, step=self.global_step)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam in its fused form: one kernel for all weights, the same update."""
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, and the schedule of its learning rate where there is one."""
+        settings = self.hparams
+        optimizer = build_optimizer(
+            settings["optimizer"],
+            self.parameters(),
+            settings["learning_rate"],
+            settings["weight_decay"],
+            settings["optimizer_options"],
+            # A fused optimiser undoes a loss scale by itself, so that gradients can't be clipped before.
+            fused=self.trainer.precision != "16-mixed",
+        )
+        if settings["schedule"] == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule, interval = build_schedule(settings["schedule"], optimizer, steps, settings["schedule_passes"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}

@@ -1,44 +1,99 @@
-"""The objective of a variational autoencoder: the evidence lower bound (ELBO).
+"""What a variational autoencoder maximises: the evidence lower bound (ELBO) and its relatives.
 
     log p(x)  ≥  E_q(z|x)[log p(x|z)] − KL(q(z|x) ‖ p(z))
 
-Everything here is one value per image, ``[B]``, in nats: summed over pixels and over latent dimensions, never averaged.
-The mean over a batch is taken once, by whoever minimises. Shapes: ``B`` images, ``D`` latent dimensions, ``C H W`` an image.
+Pure functions of log-densities, in nats, never averaged over pixels or latents: from one value per sample and image,
+``[S, B]``, to one per image, ``[B]``. The mean over a batch is taken once, by whoever minimises. Shapes: ``S`` Monte-Carlo
+samples z ~ q(z|x), ``B`` images, ``D`` latent dimensions.
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal
 
+import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
+
+# -- the terms --------------------------------------------------------------------------------------------------------
 
 
-class Bound(NamedTuple):
-    """The evidence lower bound of each image and the two terms that it is made of.
-
-    Attributes:
-        log_likelihood: log p(x|z) at a sampled z, nats per image, ``[B]``.
-        kl: KL(q(z|x) ‖ p(z)), nats per image, ``[B]``.
-    """
-
-    log_likelihood: Tensor
-    kl: Tensor
-
-    @property
-    def elbo(self) -> Tensor:
-        """The bound itself, nats per image, ``[B]``; higher is better."""
-        return self.log_likelihood - self.kl
+def kl_per_dimension(posterior: Independent[Normal], prior: Independent[Normal]) -> Tensor:
+    """Return KL(q(z_j|x) ‖ p(z_j)) in closed form, ``[B, D]``; its sum over D is Kingma & Welling's Appendix B."""
+    return kl_divergence(posterior.base_dist, prior.base_dist)
 
 
-def evidence_lower_bound(x: Tensor, likelihood: Distribution, posterior: Distribution, prior: Distribution) -> Bound:
-    """Estimate the bound from one sample per image, with the KL in closed form.
+def log_ratio(z: Tensor, posterior: Independent[Normal], prior: Independent[Normal]) -> Tensor:
+    """Return log q(z|x) − log p(z) at samples ``[S, B, D]``: ``[S, B]``, whose mean over z is the KL."""
+    ratio: Tensor = posterior.log_prob(z) - prior.log_prob(z)  # type: ignore[no-untyped-call]
+    return ratio
 
-    This is estimator B of Kingma & Welling, "Auto-Encoding Variational Bayes" (arXiv:1312.6114), equation 7 with L = 1;
-    for Gaussians the KL is the one of their Appendix B.
+
+# -- the objectives, higher is better ---------------------------------------------------------------------------------
+
+
+def sgvb_b(log_likelihood: Tensor, kl: Tensor, kl_weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
+    """Return the estimate of the bound that takes the KL in closed form, ``[B]``.
+
+    Estimator B of Kingma & Welling, "Auto-Encoding Variational Bayes" (arXiv:1312.6114), equation 7. With
+    ``kl_weight`` β it is the β-VAE's objective. With ``free_bits`` λ the KL's batch mean becomes Σ_j max(λ, batch mean of KL_j)
+    (Kingma et al. 2016, arXiv:1606.04934, equation 15): below λ a dimension's KL has no gradient, above it the usual one.
 
     Args:
-        x: the images, ``[B, C, H, W]``.
-        likelihood: p(x|z) at z = loc + scale · noise (their equation 4), event shape ``[C, H, W]``.
-        posterior: q(z|x), event shape ``[D]``, batch shape ``[B]``.
-        prior: p(z), event shape ``[D]``.
+        log_likelihood: log p(x|z), ``[S, B]``.
+        kl: the KL of each dimension, ``[B, D]``.
+        kl_weight: β.
+        free_bits: λ, nats per dimension.
     """
-    return Bound(log_likelihood=likelihood.log_prob(x), kl=kl_divergence(posterior, prior))
+    if free_bits:
+        kl = torch.where(kl.mean(0) > free_bits, kl, free_bits)
+    return log_likelihood.mean(0) - kl_weight * kl.sum(-1)
+
+
+def sgvb_a(log_likelihood: Tensor, log_ratio: Tensor, kl_weight: float = 1.0) -> Tensor:
+    """Return the estimate of the bound that samples everything, ``[B]``.
+
+    Estimator A of Kingma & Welling (arXiv:1312.6114), equation 6: the mean of log p(x, z) − log q(z|x) over the samples.
+
+    Args:
+        log_likelihood: log p(x|z), ``[S, B]``.
+        log_ratio: log q(z|x) − log p(z), ``[S, B]``.
+        kl_weight: β.
+    """
+    return (log_likelihood - kl_weight * log_ratio).mean(0)
+
+
+def importance_weighted(log_likelihood: Tensor, log_ratio: Tensor) -> Tensor:
+    """Return the importance-weighted bound of S samples, ``[B]``: log of the mean of p(x, z) / q(z|x).
+
+    Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders" (arXiv:1509.00519), equation 8. It rises with S towards
+    log p(x); with one sample it is estimator A. Through the logarithm each sample's gradient counts by its normalised weight,
+    so good samples count most.
+
+    Args:
+        log_likelihood: log p(x|z), ``[S, B]``.
+        log_ratio: log q(z|x) − log p(z), ``[S, B]``.
+    """
+    return torch.logsumexp(log_likelihood - log_ratio, dim=0) - math.log(len(log_likelihood))
+
+
+# -- the weight of the KL over training -------------------------------------------------------------------------------
+
+CYCLES = 4
+"""Cycles of the cyclical schedule (Fu et al. 2019, arXiv:1903.10145)."""
+
+
+def kl_weight_at(step: int, kl_weight: float, schedule: Literal["constant", "linear", "cyclical"], steps: int) -> float:
+    """Return the KL's weight at an optimiser step, counted from 0.
+
+    Args:
+        step: optimiser steps done.
+        kl_weight: the weight that is reached, β.
+        schedule: ``constant``; ``linear`` from 0 over ``steps``; ``cyclical``: four cycles over ``steps``, each rising
+            from 0 over its first half and at β over its second (Fu et al. 2019, arXiv:1903.10145, M = 4, R = 0.5).
+        steps: how long the schedule takes; β from then on.
+    """
+    if schedule == "constant" or step >= steps:
+        return kl_weight
+    if schedule == "linear":
+        return kl_weight * step / steps
+    return kl_weight * min(1.0, 2 * (step * CYCLES / steps % 1))

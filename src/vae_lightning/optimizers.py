@@ -1,0 +1,77 @@
+"""Optimisers and learning-rate schedules by name."""
+
+import bisect
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+
+OptimizerName = Literal["adam", "adamw", "adagrad", "rmsprop", "sgd"]
+ScheduleName = Literal["constant", "one_cycle", "cosine", "iwae"]
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+IWAE_PASSES = [3**i for i in range(8)]
+"""Passes over the data at each of the eight rates of Burda et al. (arXiv:1509.00519), 3,280 in all."""
+
+
+def build_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[Tensor],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    options: dict[str, Any] | None = None,
+    fused: bool = True,
+) -> torch.optim.Optimizer:
+    """Make an optimiser.
+
+    Args:
+        name: which.
+        parameters: the weights to train.
+        learning_rate: the step size.
+        weight_decay: λ of a term λ/2 · ‖θ‖² added to the loss. With a loss that is a mean over N images, 1/N is the prior
+            p(θ) = N(0, I) of Kingma & Welling (arXiv:1312.6114). AdamW's decay is its own, decoupled from the gradient.
+        options: further arguments of torch's class, as ``{"eps": 1e-4}``.
+        fused: one kernel for all weights and the same update, where torch has it.
+
+    Raises:
+        ValueError: torch knows no such option, or refuses its value.
+    """
+    if doubled := {"lr", "weight_decay"} & set(options or {}):
+        raise ValueError(f"optimizer_options={options}: {', '.join(sorted(doubled))} has a key of its own")
+    settings: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    if fused and name != "rmsprop":
+        settings["fused"] = True
+    try:
+        return _OPTIMIZERS[name](parameters, **{**settings, **(options or {})})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer_options={options}: {error}") from error
+
+
+def build_schedule(
+    name: Literal["one_cycle", "cosine", "iwae"], optimizer: torch.optim.Optimizer, total_steps: int, passes: Sequence[int]
+) -> tuple[LRScheduler, Literal["step", "epoch"]]:
+    """Make a learning-rate schedule, and say whether it moves with the step or the epoch.
+
+    Args:
+        name: ``one_cycle`` up to the learning rate and down to nothing over the run (Smith & Topin,
+            arXiv:1708.07120); ``cosine`` down to nothing over the run; ``iwae``: the rate times 10^(−i/7) at stage i.
+        optimizer: what it drives.
+        total_steps: optimiser steps of the run.
+        passes: epochs at each stage of ``iwae``; past the last one the rate stays.
+    """
+    if name == "one_cycle":
+        return OneCycleLR(optimizer, max_lr=optimizer.defaults["lr"], total_steps=total_steps), "step"
+    if name == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=total_steps), "step"
+    ends = list(itertools.accumulate(passes))[:-1]
+    return LambdaLR(optimizer, lambda epoch: 10 ** (-bisect.bisect_right(ends, epoch) / 7)), "epoch"
