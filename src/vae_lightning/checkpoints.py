@@ -1,6 +1,5 @@
 """Finding and loading checkpoints. Nothing in a file is executed: all are read with ``weights_only=True``."""
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vae_lightning.configuration import ConfigurationError
 from vae_lightning.data import MNISTDataModule
 from vae_lightning.module import VAEModule
 from vae_lightning.vae import VAE
@@ -34,7 +34,7 @@ def load_module(path: str | Path) -> VAEModule:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the file is not a checkpoint of this project.
+        ConfigurationError: the file is not a checkpoint of this project; a ValueError.
     """
     file = find_checkpoint(path)
     with _refusing_foreign_files(file):
@@ -46,14 +46,12 @@ def load_data_settings(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the file is not a checkpoint of this project.
+        ConfigurationError: the file is not a checkpoint of this project; a ValueError.
     """
     file = find_checkpoint(path)
     with _refusing_foreign_files(file):
-        settings: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)[
-            MNISTDataModule.CHECKPOINT_HYPER_PARAMS_KEY
-        ]
-    return settings
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(checkpoint[MNISTDataModule.CHECKPOINT_HYPER_PARAMS_KEY])
 
 
 def load(path: str | Path) -> VAE:
@@ -61,7 +59,7 @@ def load(path: str | Path) -> VAE:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the file is not a checkpoint of this project.
+        ConfigurationError: the file is not a checkpoint of this project; a ValueError.
     """
     return load_module(path).eval().requires_grad_(False).vae
 
@@ -70,6 +68,6 @@ def load(path: str | Path) -> VAE:
 def _refusing_foreign_files(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # what a foreign file can make torch, Lightning and the constructors raise has no end
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint={file}: not a checkpoint of this project ({reason})") from error
+        raise ConfigurationError(f"checkpoint={file}: not a checkpoint of this project ({reason})") from error

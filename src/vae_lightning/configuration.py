@@ -7,13 +7,17 @@ import difflib
 import functools
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser  # the one way to read the command line as Hydra does
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -28,7 +32,6 @@ CONFIGS = _PACKED if _PACKED.is_dir() else Path(__file__).parents[2] / "configs"
 
 TARGETS = frozenset(
     {
-        "lightning.Trainer",
         "lightning.pytorch.callbacks.EarlyStopping",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -37,10 +40,15 @@ TARGETS = frozenset(
         "vae_lightning.callbacks.PriorSamples",
         "vae_lightning.callbacks.Progress",
         "vae_lightning.callbacks.Reconstructions",
-        "vae_lightning.data.MNISTDataModule",
     }
 )
 """Everything that a configuration may name as ``_target_``, by full name: a prefix would let foreign code in."""
+
+
+# What the best checkpoint is chosen by: each run by the bound that it is trained on, unweighted.
+OmegaConf.register_new_resolver(
+    "criterion", lambda objective: "val/importance_bound" if objective == "iwae" else "val/elbo", replace=True
+)
 
 
 class ConfigurationError(ValueError):
@@ -63,7 +71,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
             try:
                 _run(name, task)
-            except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            except (ConfigurationError, HydraException, OmegaConfBaseException, FloatingPointError, OSError) as error:
                 if traceback_wanted:
                     raise
                 sys.exit(f"error: {_explain(name, error)}")
@@ -77,18 +85,21 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
 
 def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     """Run a task under Hydra, once or for each job of a sweep."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
         print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
         return
-    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+    typed = _typed()
+    if typed.experimental_rerun:
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
-    if {"-m", "--multirun"} & set(arguments):
-        overrides = _overrides(arguments)
-        _check_sweep(name, overrides)
-        if not any(override.startswith("hydra.sweep.dir=") for override in overrides):
-            sys.argv.append(f"hydra.sweep.dir={make_directory(Path('outputs/multirun'))}")
+    for override in typed.overrides:
+        if override.lstrip("+~").startswith(("hydra.callbacks", "hydra/callbacks", "hydra.job_logging", "hydra.hydra_logging")):
+            raise ConfigurationError(f"{override}: not offered, since it would let a configuration run foreign code")
+    if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
+        _check_sweep(name, typed)
+        if not any(override.startswith("hydra.sweep.dir=") for override in typed.overrides):
+            directory = f"hydra.sweep.dir={make_directory(Path('outputs/multirun'))}"
+            sys.argv.insert(sys.argv.index(typed.overrides[0]) if typed.overrides else len(sys.argv), directory)
 
     failures: list[Exception] = []
 
@@ -106,54 +117,70 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         raise failures[0]  # here, where Hydra adds no lines of its own to it
 
 
+def _typed() -> Any:
+    """Return what was typed as Hydra reads it: ``overrides``, ``multirun``, ``config_dir`` and so on."""
+    return get_args_parser().parse_known_args()[0]
+
+
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse keys that a ``+`` brought in from nowhere, and targets that are not on the list.
+    """Refuse keys that no configuration of ours has, and targets that are not on the list; Hydra must be initialised.
+
+    Callbacks and loggers of another name may be added, if they bring their ``_target_``.
 
     Raises:
         ConfigurationError: naming the key.
     """
-    additions = [each for each in _parse(overrides) if each.is_add() or each.is_force_add()]
-    if additions:
-        known = _known_keys(name, overrides)
-        for addition in additions:
-            if addition.key_or_group not in known:
-                raise ConfigurationError(_unknown(addition.key_or_group, known))
-    for key, node in _nodes(config):
-        if key.rsplit(".", 1)[-1] == "_target_" and node not in TARGETS:
-            raise ConfigurationError(f"{key}={node}: not one of the allowed targets (vae_lightning.configuration.TARGETS)")
+    known = _known_keys(name, overrides)
+    # What lies below a value of ours, as in model.optimizer_options, is that part's to check; so are callbacks of another name.
+    free = known - {key.rpartition(".")[0] for key in known}
+    free |= {key.rpartition(".")[0] for key, _ in _nodes(config) if re.fullmatch(r"(callbacks|logger)\.\w+\._target_", key)}
+    for key, value in _nodes(config):
+        if key not in known and not any(key == each or key.startswith(f"{each}.") for each in free):
+            raise ConfigurationError(_unknown(key, known))
+        if key.endswith("._target_") and not (isinstance(value, str) and value in TARGETS):
+            raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
 
 
-def _check_sweep(name: str, overrides: Sequence[str]) -> None:
-    """Compose each value of a sweep once, so that a mistake is told before a directory is made."""
-    parsed = _parse(overrides)
-    fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
-    swept = [
-        f"{each.get_key_element()}={value}"
-        for each in parsed
-        if each.is_discrete_sweep()
-        for value in each.sweep_string_iterator()
-    ]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for job in [[*fixed, override] for override in swept] or [fixed]:
+def _check_sweep(name: str, typed: Any) -> None:
+    """Compose each choice of a sweep once, so that a mistake is told before a directory is made."""
+    with _hydra(typed):
+        parsed = _parse(typed.overrides)
+        fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
+        jobs = [fixed]
+        for each in parsed:
+            if each.is_discrete_sweep():
+                values = [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+                jobs += [[*fixed, value] for value in (values if _is_group(each) else values[:1])]
+        for job in jobs:
             check(name, hydra.compose(name, job), job)
 
 
-def _overrides(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if not argument.startswith("-")]
+@contextmanager
+def _hydra(typed: Any) -> Iterator[None]:
+    """Initialise Hydra outside a run, with the search path that was typed."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        if typed.config_dir:
+            source = GlobalHydra.instance().config_loader().get_search_path()
+            source.prepend(provider="command-line", path=f"file://{os.path.abspath(typed.config_dir)}")
+        yield
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+
+
+def _is_group(override: Override) -> bool:
+    return (CONFIGS / override.key_or_group).is_dir()
 
 
 def _nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each key of a configuration in dots, with what it holds."""
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config, resolve=False)
-    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    items = config.items() if isinstance(config, dict) else ()
     for key, value in items:
         yield f"{prefix}{key}", value
         yield from _nodes(value, f"{prefix}{key}.")
@@ -164,7 +191,7 @@ def _known_keys(name: str, overrides: Sequence[str]) -> set[str]:
     chosen = [
         each.input_line or ""
         for each in _parse(overrides)
-        if (CONFIGS / each.key_or_group).is_dir() and not each.is_sweep_override()
+        if _is_group(each) and not each.is_add() and not each.is_sweep_override() and each.key_or_group != "experiment"
     ]
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
     return groups | {key for key, _ in _nodes(hydra.compose(name, chosen))}
@@ -191,16 +218,15 @@ def _explain(name: str, error: Exception) -> str:
         return f"{error.override!r} is no override: write key=value, as in model.latent_dim=10 ({first_line})"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing: write {error.full_key}=…"
-    if not isinstance(error, HydraException):
-        return str(error)
-    overrides = _overrides(sys.argv[1:])
-    try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            known = _known_keys(name, overrides)
-    except HydraException:
+    if isinstance(error, HydraException):
+        typed = _typed()
+        with suppress(HydraException), _hydra(typed):
+            known = _known_keys(name, typed.overrides)
+            for key in (each.key_or_group for each in _parse(typed.overrides)):
+                if key not in known and not key.startswith("hydra"):
+                    return _unknown(key, known)
         return first_line
-    unknown = [each.key_or_group for each in _parse(overrides) if each.key_or_group not in known]
-    return _unknown(unknown[0], known) if unknown else first_line
+    return str(error)
 
 
 # -- run directories --------------------------------------------------------------------------------------------------
@@ -239,14 +265,6 @@ def make_run_directory(name: str) -> Path:
     with read_write(settings.runtime):
         settings.runtime.output_dir = str(directory.resolve())
     return directory
-
-
-def discard_run_directory(directory: Path) -> None:
-    """Remove a run directory that nothing was written to, and the folders round it if they are empty."""
-    for path in (directory, *directory.parents[:2]):
-        if not path.is_dir() or any(path.iterdir()):
-            return
-        path.rmdir()
 
 
 def save_configuration(config: DictConfig, directory: Path) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -15,23 +15,16 @@ from hydra.utils import get_class
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import find_checkpoint
-from vae_lightning.configuration import (
-    ConfigurationError,
-    discard_run_directory,
-    make_run_directory,
-    save_configuration,
-)
-from vae_lightning.data import MNISTDataModule
+from vae_lightning.configuration import TARGETS, ConfigurationError, make_run_directory, save_configuration
+from vae_lightning.data import MNISTDataModule, Seed
 from vae_lightning.module import VAEModule
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 @dataclass
@@ -56,26 +49,14 @@ def build(config: DictConfig) -> Experiment:
     quieten_lightning()
     seed = require("seed", config.seed, Seed)
     lightning.seed_everything(seed, verbose=False)
-    accelerator = choose_accelerator(config.trainer.accelerator)
-    module = build_part("model", VAEModule, config.model)
-    data = build_part("data", MNISTDataModule, config.data)
+    module = build_part("model", VAEModule, config.model, seed=seed)
+    data = build_part("data", MNISTDataModule, config.data, seed=seed)
+    throughput = Throughput()
+    build_trainer(config, data, throughput, Path())  # for nothing, so that what it refuses leaves no directory behind
     data.prepare_data()
     data.setup()
     directory = make_run_directory("train")
-    throughput = Throughput()
-    try:
-        trainer = build_part(
-            "trainer",
-            Trainer,
-            config.trainer,
-            accelerator=accelerator,
-            callbacks=[throughput, *build_callbacks(config.callbacks, data)],
-            logger=[build_part(f"logger.{name}", None, config.logger[name]) for name in config.logger],
-            default_root_dir=directory,
-        )
-    except BaseException:
-        discard_run_directory(directory)
-        raise
+    trainer = build_trainer(config, data, throughput, directory)
     save_configuration(config, directory)
     return Experiment(module, data, trainer, throughput, directory, seed)
 
@@ -93,17 +74,15 @@ def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
     """Test the best checkpoint, or the last where nothing was held out to choose by.
 
     Returns:
-        The figures, and the checkpoint; None after a ``fast_dev_run``, which writes none: the model is tested as it is.
+        The figures, and the checkpoint; None where none was written, as by ``fast_dev_run``: the model is tested as it is.
     """
-    writes_none = experiment.trainer.fast_dev_run  # type: ignore[attr-defined]
-    file = None if writes_none else find_checkpoint(experiment.directory)
-    return run_test(experiment.trainer, experiment.module, experiment.data, file), file
-
-
-def run_test(trainer: Trainer, module: VAEModule, data: MNISTDataModule, checkpoint: Path | None = None) -> dict[str, float]:
-    """Test a model, with the weights of a checkpoint if one is named, and return its ``test/…`` figures."""
-    trainer.test(module, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
-    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    try:
+        file = find_checkpoint(experiment.directory)
+    except FileNotFoundError:
+        file = None
+    trainer = experiment.trainer
+    trainer.test(experiment.module, experiment.data, ckpt_path=file, weights_only=True, verbose=False)
+    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}, file
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -123,7 +102,11 @@ def build_part(group: str, kind: Callable[..., Part] | None, config: DictConfig,
     """
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     target = values.pop("_target_", None)
-    constructor: Callable[..., Part] = kind or get_class(target)
+    if kind is None and target not in TARGETS:  # once more, now that interpolations are resolved
+        raise ConfigurationError(
+            f"{group}._target_={target}: not one of the allowed targets (vae_lightning.configuration.TARGETS)"
+        )
+    constructor: Callable[..., Part] = kind or get_class(str(target))
     hints = typing.get_type_hints(constructor.__init__, include_extras=True)
     for key, value in values.items():
         if key not in hints:
@@ -135,6 +118,39 @@ def build_part(group: str, kind: Callable[..., Part] | None, config: DictConfig,
         problem = str(error).splitlines()[0]
         separator = "." if problem.partition("=")[0] in values else ": "  # our own parts name the key first
         raise ConfigurationError(f"{group}{separator}{problem}") from error
+
+
+def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any]) -> MNISTDataModule:
+    """Build the data module by a checkpoint's protocol and read the data; keys of ``config`` that aren't null override it.
+
+    Raises:
+        ConfigurationError: a value is refused.
+        DatasetUnavailable: the data can't be had.
+    """
+    overrides = OmegaConf.create({key: value for key, value in config.items() if value is not None and key != "limit"})
+    kept = {key: value for key, value in trained_with.items() if key not in overrides}
+    data = build_part("data", MNISTDataModule, overrides, **kept)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def build_trainer(config: DictConfig, data: MNISTDataModule, throughput: Throughput, directory: Path) -> Trainer:
+    """Build the trainer with its callbacks and loggers, for a run directory.
+
+    Raises:
+        ConfigurationError: a part refuses its values.
+    """
+    return build_part(
+        "trainer",
+        Trainer,
+        config.trainer,
+        accelerator=choose_accelerator(config.trainer.accelerator),
+        devices=1,
+        callbacks=[throughput, *build_callbacks(config.callbacks, data)],
+        logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],
+        default_root_dir=directory,
+    )
 
 
 def build_callbacks(config: DictConfig, data: MNISTDataModule) -> list[Callback]:

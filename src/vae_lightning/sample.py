@@ -17,10 +17,11 @@ def main(config: DictConfig) -> None:
     from pydantic import PositiveInt
 
     from vae_lightning import checkpoints, experiment, pictures
+    from vae_lightning.data import Seed
 
     count = experiment.require("count", config.count, PositiveInt)
-    seed = experiment.require("seed", config.seed, experiment.Seed)
-    vae = checkpoints.load(config.checkpoint)
+    seed = experiment.require("seed", config.seed, Seed)
+    vae = checkpoints.load(experiment.require("checkpoint", config.checkpoint, str))
     samples = vae.sample(count, generator=torch.Generator().manual_seed(seed))
     directory = make_run_directory("sample")
     save_configuration(config, directory)
