@@ -1,4 +1,4 @@
-"""Test a trained VAE: ``python -m vae_lightning.evaluate checkpoint=<file or run directory> [key=value ...]``."""
+"""Measure a trained VAE: ``python -m vae_lightning.evaluate checkpoint=<file or run directory> [key=value ...]``."""
 
 import logging
 
@@ -11,32 +11,28 @@ log = logging.getLogger(__name__)
 
 @command("evaluate")
 def main(config: DictConfig) -> None:
-    """Load the model and the protocol it was trained by, test, and write the figures."""
+    """Load the model and the protocol it was trained by, measure, and write the figures."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    from lightning import Trainer
+    from typing import Literal
 
-    from vae_lightning import checkpoints, experiment, report
-    from vae_lightning.data import MNISTDataModule
+    from pydantic import PositiveInt
 
-    experiment.quieten_lightning()
-    file = checkpoints.find_checkpoint(config.checkpoint)
-    module = checkpoints.load_module(file)
-    trained_with = checkpoints.load_data_settings(file)
-    protocol = {key: value for key, value in trained_with.items() if key not in config.data}
-    data = experiment.build_part("data", MNISTDataModule, config.data, **protocol)
-    trainer = experiment.build_part(
-        "trainer",
-        Trainer,
-        config.trainer,
-        accelerator=experiment.choose_accelerator(config.trainer.accelerator),
-        logger=False,
-        enable_checkpointing=False,
-    )
-    figures = experiment.run_test(trainer, module, data)
+    from vae_lightning import checkpoints, evaluation, experiment, report
+
+    split = experiment.require("split", config.split, Literal["train", "val", "test"])
+    metrics = experiment.require("metrics", list(config.metrics), list[evaluation.Metric])
+    samples = experiment.require("samples", config.samples, PositiveInt)
+    memory_mb = experiment.require("memory_mb", config.memory_mb, PositiveInt)
+    limit = experiment.require("data.limit", config.data.limit, PositiveInt | None)
+    device = experiment.choose_accelerator(config.trainer.accelerator)
+    file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
+    module = checkpoints.load_module(file).eval().to(device)
+    data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file))
+    images = data.split(split, limit)
+    figures = evaluation.evaluate(module, images, metrics, samples, memory_mb)
     directory = make_run_directory("evaluate")
     save_configuration(config, directory)
-    written = report.write_metrics(directory, figures, data, {"checkpoint": str(file)})
-    log.info(report.table(figures, {"checkpoint": file, "figures": written}))
+    log.info(report.measured(file, directory, data, split, len(images.indices), samples, figures))
 
 
 if __name__ == "__main__":
