@@ -16,12 +16,18 @@ from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.pictures import grid, reconstruction_grid, sample_grid
 
 
-def fit(subset, tmp_path, *callbacks, epochs=2, logger=False):
+def fit(subset, tmp_path, *callbacks, epochs=2, logger=False, **settings):
     torch.manual_seed(0)
     module = VAEModule(latent_dim=3, hidden_dims=[20])
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", max_epochs=epochs, logger=logger, callbacks=list(callbacks), **silent
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=logger,
+        callbacks=list(callbacks),
+        **silent,
+        **settings,
     )
     trainer.fit(module, subset)
     return module
@@ -83,7 +89,7 @@ def test_nothing_is_rescaled():
 def test_without_validation_images_the_first_test_images_are_drawn(subset):
     from vae_lightning import MNISTDataModule
 
-    data = MNISTDataModule(name="mnist_subset", dir=str(subset.folder.parent), val_size=0)
+    data = MNISTDataModule(name="mnist_subset", dir=str(subset.folder.parent), val_size=0, eval_batch_size=2)
     data.setup()
     assert torch.equal(data.examples(3), subset.images["test"][:3] / 255)
 
@@ -98,6 +104,13 @@ def test_a_line_is_told_for_each_epoch_with_its_own_figures(subset, tmp_path, ca
     assert all("validation ELBO -" in line for line in lines)
 
 
+def test_an_epoch_without_validation_tells_no_validation_figure(subset, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="vae_lightning")
+    fit(subset, tmp_path, Progress(), epochs=3, check_val_every_n_epoch=2)
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch")]
+    assert ["validation ELBO" in line for line in lines] == [False, True, False]
+
+
 def test_throughput_counts_training_images_and_leaves_validation_out(subset, tmp_path, monkeypatch):
     original, calls = VAEModule.validation_step, []
 
@@ -109,8 +122,9 @@ def test_throughput_counts_training_images_and_leaves_validation_out(subset, tmp
     monkeypatch.setattr(VAEModule, "validation_step", slow_validation)
     throughput = Throughput()
     started = time.perf_counter()
-    fit(subset, tmp_path, throughput)
-    assert throughput.images == 2 * 320
+    fit(subset, tmp_path, throughput, epochs=1, val_check_interval=2, num_sanity_val_steps=0)  # also between training batches
+    assert throughput.images == 320
+    assert len(calls) == 5
     assert throughput.seconds < time.perf_counter() - started - 0.5 * len(calls)
 
 

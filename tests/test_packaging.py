@@ -1,5 +1,6 @@
 """The wheel carries all that the commands need."""
 
+import os
 import shutil
 import site
 import subprocess
@@ -37,13 +38,13 @@ def test_a_wheel_runs_elsewhere_from_its_own_files(tmp_path):
     (Path(target.stdout.strip()) / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     subprocess.run([*pip, "--python", python, "install", "--no-index", "--no-deps", wheel], check=True, timeout=120)
 
+    outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     command = [environment / "bin" / "vae-lightning-train", *SUBSET, "trainer.fast_dev_run=true"]
-    finished = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=elsewhere, env=outside, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert len(list(elsewhere.glob("outputs/train/*/metrics.json"))) == 1
-    located = subprocess.run(
-        [python, "-c", "import vae_lightning; print(vae_lightning.__file__)"], capture_output=True, text=True
-    )
+    locate = [python, "-c", "import vae_lightning; print(vae_lightning.__file__)"]
+    located = subprocess.run(locate, env=outside, capture_output=True, text=True)
     assert Path(located.stdout.strip()).is_relative_to(environment)

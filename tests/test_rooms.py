@@ -15,16 +15,22 @@ ALLOWED = {
     "networks": set(),
     "likelihoods": set(),
     "objectives": set(),
+    "optimizers": set(),
+    "metrics": set(),
     "vae": {"networks", "likelihoods"},
     "data": {"data"},
-    "module": {"vae", "objectives", "networks", "data"},
-    "checkpoints": {"module", "data", "vae"},
+    "module": {"vae", "objectives", "optimizers", "networks", "data"},
+    "checkpoints": {"configuration", "module", "data", "vae"},
     "pictures": set(),
     "callbacks": {"callbacks", "pictures", "checkpoints", "vae", "module", "data"},
+    "evaluation": {"module", "data", "metrics", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks"},
-    "report": {"__version__", "experiment", "module", "data"},
+    "report": {"__version__", "experiment", "module", "metrics", "data"},
     "__init__": {"checkpoints", "data", "module", "vae"},
-    **{command: {"configuration", "experiment", "report", "checkpoints", "pictures", "data"} for command in COMMANDS},
+    **{
+        command: {"configuration", "experiment", "report", "evaluation", "checkpoints", "pictures", "data"}
+        for command in COMMANDS
+    },
 }
 HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard"}
 

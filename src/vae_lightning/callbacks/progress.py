@@ -52,12 +52,14 @@ class Progress(Callback):
         self._bar: tqdm[Any] | None = None
         self._line = ""
         self._started = 0.0
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the last epoch's figures and draw an empty bar, where the output is a terminal."""
         self._tell(trainer)
         self._line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._started = time.perf_counter()
+        self._validated = False
         batches = int(trainer.num_training_batches)
         self._bar = tqdm(total=batches, desc=self._line, unit=" batches", leave=False, dynamic_ncols=True, disable=None)
 
@@ -68,6 +70,10 @@ class Progress(Callback):
         # Drawn ten times a second at most; looking up a figure costs as much as a tenth of a step, so it waits for a drawing.
         if self._bar.update() and (loss := trainer.callback_metrics.get("train/loss")) is not None:
             self._bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
+
+    def on_validation_end(self, *_: Any) -> None:
+        """Note that this epoch has a figure of its own."""
+        self._validated = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the last epoch's figures."""
@@ -83,7 +89,9 @@ class Progress(Callback):
         if self._bar is None:
             return
         self._bar.close()
-        shown = {"loss": "train/loss_epoch", "validation ELBO": "val/elbo"}
         published = trainer.callback_metrics
-        figures = [f"{label} {published[key]:.2f}" for label, key in shown.items() if key in published]
+        figures = [f"loss {published['train/loss_epoch']:.2f}"]
+        if self._validated:
+            on_test = getattr(trainer.datamodule, "validate_on_test", False)  # type: ignore[attr-defined]
+            figures.append(f"{'test' if on_test else 'validation'} ELBO {published['val/elbo']:.2f}")
         log.info("   ".join([self._line, *figures, f"{time.perf_counter() - self._started:.1f} s"]))
