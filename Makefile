@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The first interpreter of a supported version; another one: make PYTHON=/path/to/python3.12 train
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+SUPPORTED := import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$python && break; done)
 
@@ -52,6 +52,6 @@ clean:  ## remove .venv, caches and build files; never outputs/ or the data
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUPPORTED)' || { \
 	  echo "No supported Python found: 3.11, 3.12 and 3.13 are. Name one with make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@test -x $(BIN)/python && $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -c '$(SUPPORTED); import pip' >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints.txt
 	@touch $@
