@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vae_lightning import VAEModule
 from vae_lightning.data import Batch
-from vae_lightning.module import evaluation_noise, training_noise
+from vae_lightning.noise import evaluation_noise, training_noise
 
 
 def trainer(tmp_path, **settings):

@@ -19,13 +19,14 @@ ALLOWED = {
     "metrics": set(),
     "vae": {"networks", "likelihoods"},
     "data": {"data"},
-    "module": {"vae", "objectives", "optimizers", "networks", "data"},
+    "noise": {"data"},
+    "module": {"vae", "objectives", "optimizers", "networks", "noise", "data"},
     "checkpoints": {"configuration", "module", "data", "vae"},
     "pictures": set(),
     "callbacks": {"callbacks", "pictures", "checkpoints", "vae", "module", "data"},
-    "evaluation": {"module", "data", "metrics", "objectives"},
+    "evaluation": {"module", "data", "metrics", "noise", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks"},
-    "report": {"__version__", "experiment", "module", "metrics", "data"},
+    "report": {"__version__", "experiment", "module", "metrics", "noise", "data"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
         command: {"configuration", "experiment", "report", "evaluation", "checkpoints", "pictures", "data"}

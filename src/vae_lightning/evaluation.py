@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from vae_lightning.data.batches import Batch, Batches
 from vae_lightning.metrics import ImportanceEstimate, active, standard_error
-from vae_lightning.module import VAEModule, evaluation_noise
+from vae_lightning.module import VAEModule
+from vae_lightning.noise import evaluation_noise
 from vae_lightning.objectives import kl_per_dimension, log_ratio
 
 Metric = Literal["bound", "log_marginal", "active_units"]

@@ -9,8 +9,9 @@ from lightning import LightningModule
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
-from vae_lightning.data import Batch, Seed, keyed_generator
+from vae_lightning.data import Batch, Seed
 from vae_lightning.networks import Activation, MLPDecoder, MLPEncoder, initialize_normal
+from vae_lightning.noise import evaluation_noise, training_noise
 from vae_lightning.objectives import importance_weighted, kl_per_dimension, kl_weight_at, log_ratio, sgvb_a, sgvb_b
 from vae_lightning.optimizers import IWAE_PASSES, OptimizerName, ScheduleName, build_optimizer, build_schedule
 from vae_lightning.vae import VAE
@@ -18,34 +19,9 @@ from vae_lightning.vae import VAE
 IMAGE_SHAPE = (1, 28, 28)
 """C, H, W of MNIST and its relatives."""
 
-EVALUATION_SEED = 1312_6114
-"""Seed of all evaluation noise, the same for every run, so that figures of different runs compare."""
-
-_BLOCK = 500  # images whose evaluation noise is drawn together
 _DECODED_TOGETHER = 10_000  # images times samples that are decoded at once in validation: about 100 MB
 
 FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def training_noise(seed: int, batch: int, shape: Sequence[int]) -> Tensor:
-    """Return standard normal noise that is a function of the run's seed and the count of batches seen before."""
-    return torch.randn(*shape, generator=keyed_generator(seed, batch), dtype=torch.float32)
-
-
-def evaluation_noise(indices: Tensor, latent_dim: int, samples: Sequence[int] = (0,)) -> Tensor:
-    """Return standard normal noise ``[S, B, D]``, each row a function of the image's index and the sample's alone.
-
-    So no figure moves with the batch size, the order of the images or the seed of the training.
-    """
-    indices = indices.cpu()
-    noise = torch.empty(len(samples), len(indices), latent_dim, dtype=torch.float32)
-    for block in torch.unique(indices // _BLOCK).tolist():
-        rows = indices // _BLOCK == block
-        for number, sample in enumerate(samples):
-            generator = keyed_generator(EVALUATION_SEED, block, sample)
-            table = torch.randn(_BLOCK, latent_dim, generator=generator, dtype=torch.float32)
-            noise[number, rows] = table[indices[rows] % _BLOCK]
-    return noise
 
 
 class _Means:

@@ -21,7 +21,8 @@ from vae_lightning import __version__
 from vae_lightning.data import MNISTDataModule
 from vae_lightning.experiment import Experiment
 from vae_lightning.metrics import ACTIVE_VARIANCE
-from vae_lightning.module import EVALUATION_SEED, VAEModule
+from vae_lightning.module import VAEModule
+from vae_lightning.noise import EVALUATION_SEED
 
 log = logging.getLogger(__name__)
 
