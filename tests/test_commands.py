@@ -116,12 +116,13 @@ def test_a_process_trains_evaluates_and_samples(tmp_path):
     assert not trained.stderr
     [directory] = (tmp_path / "outputs" / "train").iterdir()
     assert f"checkpoint={directory.relative_to(tmp_path)}" in trained.stdout
-    for command, *arguments in (["evaluate", SUBSET[1], "samples=10"], ["sample", "count=9"]):
-        finished = run(command, f"checkpoint={directory.relative_to(tmp_path)}", *arguments, cwd=tmp_path)
+    checkpoint = f"checkpoint={directory.relative_to(tmp_path)}"
+    sampled = run("sample", checkpoint, "count=9", cwd=tmp_path)
+    evaluated = run("evaluate", checkpoint, SUBSET[1], "samples=10", cwd=tmp_path)
+    for finished in (sampled, evaluated):
         assert finished.returncode == 0, finished.stderr
         assert not finished.stderr
     elbo = re.compile(r"^  (?:test )?ELBO +(-[\d.]+)", re.MULTILINE)
-    evaluated = run("evaluate", f"checkpoint={directory}/checkpoints/last.ckpt", SUBSET[1], "metrics=[bound]", cwd=tmp_path)
     assert elbo.search(evaluated.stdout).group(1) == elbo.search(trained.stdout).group(1)
 
 
@@ -309,9 +310,9 @@ def test_the_other_commands_tell_mistakes_alike(tmp_path, monkeypatch, command, 
 
 
 def test_runs_started_in_the_same_instant_land_in_different_directories(tmp_path):
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        finished = list(pool.map(lambda _: run("train", *SUBSET, "trainer.fast_dev_run=true", cwd=tmp_path), range(3)))
-    assert [process.returncode for process in finished] == [0, 0, 0]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        finished = list(pool.map(lambda _: run("train", *SUBSET, "trainer.fast_dev_run=true", cwd=tmp_path), range(2)))
+    assert [process.returncode for process in finished] == [0, 0]
     directories = list((tmp_path / "outputs" / "train").iterdir())
-    assert len(directories) == 3
+    assert len(directories) == 2
     assert all((directory / "metrics.json").exists() for directory in directories)

@@ -4,9 +4,9 @@ import contextlib
 import functools
 import gzip
 import http.server
+import multiprocessing
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -266,12 +266,14 @@ def test_eight_processes_that_start_at_once_end_with_one_good_copy(tmp_path):
     for name in FILES:
         (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
         (folder / name).unlink()
-    code = "import sys; from pathlib import Path; from vae_lightning.data.sources import fetch, read\n"
-    code += "folder = Path(sys.argv[1]); fetch('mnist_subset', folder); read('mnist_subset', folder, 'train')"
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE) for _ in range(8)]
+    context = multiprocessing.get_context("forkserver")  # imports torch once, and forks eight processes that have it
+    context.set_forkserver_preload(["vae_lightning.data.sources"])
+    processes = [context.Process(target=fetch, args=("mnist_subset", folder)) for _ in range(8)]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * 8
     assert whole(folder)
     left = {path.name for path in folder.iterdir()} - {".lock"}
     assert left == set(FILES) | {f"{name}.gz" for name in FILES}
