@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# One thread for each process: the tests' models are too small for two, and threads that spin while they wait for each other make
+# One thread for each process: the models here are too small for two, and threads that spin while they wait for each other make
 # a busy machine six times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
