@@ -8,6 +8,12 @@ SUPPORTED := import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$python && break; done)
 
+# An interpreter that was named, and whose version isn't .venv's: the environment is made anew.
+VERSION := import sys; print(sys.version_info[:2])
+ifeq ($(origin PYTHON),command line)
+STALE := $(shell test -x $(BIN)/python && test "$$($(BIN)/python -c '$(VERSION)')" != "$$("$(PYTHON)" -c '$(VERSION)')" && echo stale)
+endif
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -49,9 +55,12 @@ clean:  ## remove .venv, caches and build files; never outputs/ or the data
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew when the dependencies change; a set-up that was broken off is repeated, for the stamp comes last.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(STALE)
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUPPORTED)' || { \
 	  echo "No supported Python found: 3.11, 3.12 and 3.13 are. Name one with make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(BIN)/python -c '$(SUPPORTED); import pip' >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@test -z "$(STALE)" && $(BIN)/python -c '$(SUPPORTED); import pip' >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints.txt
 	@touch $@
+
+.PHONY: stale
+stale:

@@ -32,7 +32,7 @@ def test_the_metrics_carry_their_protocol(trained):
     assert metrics["figures"]["test/elbo"] == pytest.approx(-metrics["figures"]["test/loss"])
     assert metrics["protocol"]["data"] == "mnist_subset"
     assert metrics["protocol"]["binarization"].startswith("none: grey levels")
-    assert (metrics["run"]["seed"], metrics["run"]["epochs"]) == (1, 2)
+    assert (metrics["run"]["seed"], metrics["run"]["epochs"], metrics["run"]["test_images"]) == (1, 2, 200)
 
 
 def test_the_log_holds_the_epochs_the_table_and_where_things_lie(trained):
@@ -189,7 +189,7 @@ def test_a_run_directory_of_ones_own_must_be_empty(tmp_path, monkeypatch):
 
 
 def test_a_sweep_gives_each_job_a_directory(tmp_path, monkeypatch):
-    typed("train", *QUICK, "model.latent_dim=2,3", "--multirun", directory=tmp_path, patch=monkeypatch)
+    typed("train", *SUBSET, "--multirun", "model.latent_dim=2,3", QUICK[-1], directory=tmp_path, patch=monkeypatch)
     jobs = sorted(tmp_path.glob("outputs/multirun/*/*/metrics.json"))
     assert [path.parent.name for path in jobs] == ["0", "1"]
     dims = [yaml.safe_load((path.parent / ".hydra/config.yaml").read_text())["model"]["latent_dim"] for path in jobs]
@@ -222,6 +222,8 @@ def test_the_last_checkpoint_is_the_last_epochs_whether_it_was_validated_or_not(
 def test_a_run_of_no_epochs_tests_the_model_as_it_is(tmp_path, monkeypatch, capsys):
     typed("train", *SUBSET, "trainer.max_epochs=0", directory=tmp_path, patch=monkeypatch)
     assert "the model as it is: no checkpoint was written" in capsys.readouterr().out
+    [written] = tmp_path.glob("outputs/train/*/metrics.json")
+    assert json.loads(written.read_text())["run"]["checkpoint"] is None
 
 
 def test_a_run_that_diverges_says_so_and_keeps_no_checkpoint_of_it(tmp_path, monkeypatch):
@@ -248,7 +250,6 @@ MISTAKES = {
     "trainer.max_epochs=ten": "trainer.max_epochs=ten: must be a valid integer",
     "trainer.max_epochs=-7": "trainer: `max_epochs` must be a non-negative integer or -1",
     "trainer.precision=half": "trainer.precision=half: must be ",
-    "trainer.accelerator=abacus": "trainer: ",
     "data.val_size=70000": "data.val_size=70000: mnist_subset has 400 training images, so at most 399",
     "data.dir=/dev/null": "mnist_subset",
     "seed=-1": "seed=-1: must be greater than or equal to 0",
@@ -259,6 +260,14 @@ MISTAKES = {
     "model.objective=iwae model.kl_weight=2.0": "model.objective=iwae: its bound has no KL term of its own",
     "hydra.run.dir=. trainer.max_epochs=-7": "trainer: `max_epochs`",
     "~callbacks.last._target_": "callbacks.last._target_=None: not one of the allowed targets",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0: must be greater than 0",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0: must be greater than 0",
+    "trainer.accelerator=CPU": "trainer.accelerator=CPU: must be 'auto', 'cpu', 'gpu', 'cuda' or 'mps'",
+    "callbacks.best.monitor=val/ebo": "callbacks.best.monitor=val/ebo: no figure of this run; try val/elbo",
+    "model.latent_dim=1000000000000": "that needs more memory than there is",
+    "hydra.run.dir=a/b model.latent_dim=0": "model.latent_dim=0: must be greater than 0",
+    "experiment=null model.latent_dim=0": "model.latent_dim=0: must be greater than 0",
+    "data.dir=nosuch": "mnist_subset is not there and could not be fetched",
     "callbacks.prior_samples.every_n_epochs=0": "callbacks.prior_samples.every_n_epochs=0: must be greater than 0",
 }
 
@@ -270,6 +279,18 @@ def test_a_wrong_value_is_told_in_a_line_or_two_and_leaves_nothing_behind(tmp_pa
     assert message in str(exit_.value.code)
     assert len(str(exit_.value.code).splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_whose_values_are_all_wrong_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
+    with pytest.raises(SystemExit, match=r"model\.latent_dim=0: must be"):
+        typed("train", *SUBSET, "model.latent_dim=0,-1", "--multirun", directory=tmp_path, patch=monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_closing_commands_can_be_pasted_whatever_the_directory_is_called(tmp_path, monkeypatch, capsys):
+    typed("train", *QUICK, "hydra.run.dir='my runs'", directory=tmp_path, patch=monkeypatch)
+    shown = capsys.readouterr().out
+    assert "vae_lightning.sample 'checkpoint=my runs'" in shown or f"'checkpoint={tmp_path / 'my runs'}'" in shown
 
 
 def test_a_missing_gpu_is_never_replaced_in_silence(tmp_path, monkeypatch):
@@ -299,6 +320,7 @@ def test_a_mistake_ends_the_process_with_one_line_and_exit_code_1(tmp_path):
         ),
         ("evaluate", ["checkpoint=nosuch", "samples=0"], "samples=0: must be greater than 0"),
         ("sample", ["checkpoint=nosuch", "count=0"], "count=0: must be greater than 0"),
+        ("sample", ["count"], "'count' is no override: write key=value"),
         ("sample", ["checkpoint=nosuch", "seed=x"], "seed=x: must be a valid integer"),
     ],
 )

@@ -69,5 +69,4 @@ def _refusing_foreign_files(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what a foreign file can make torch, Lightning and the constructors raise has no end
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigurationError(f"checkpoint={file}: not a checkpoint of this project ({reason})") from error
+        raise ConfigurationError(f"checkpoint={file}: not a checkpoint of this project, or damaged") from error

@@ -75,6 +75,10 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
                 if traceback_wanted:
                     raise
                 sys.exit(f"error: {_explain(name, error)}")
+            except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors of many kinds
+                if traceback_wanted or not re.search("memory|Storage size", f"{error!r}", re.IGNORECASE):
+                    raise
+                sys.exit(f"error: that needs more memory than there is ({error!s:.120})")
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -89,17 +93,27 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
         print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
         return
+    # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
+    # is the default of experiment.
+    overrides = _typed().overrides
+    flags = [each for each in sys.argv[1:] if each not in overrides]
+    sys.argv[1:] = [*(each for each in overrides if each != "experiment=null"), *flags]
     typed = _typed()
     if typed.experimental_rerun:
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
     for override in typed.overrides:
         if override.lstrip("+~").startswith(("hydra.callbacks", "hydra/callbacks", "hydra.job_logging", "hydra.hydra_logging")):
             raise ConfigurationError(f"{override}: not offered, since it would let a configuration run foreign code")
+        group = override.removeprefix("~").partition("=")[0]
+        if (CONFIGS / group).is_dir() and (override.startswith("~") or override.endswith("=null")):
+            options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+            raise ConfigurationError(f"{override}: a group can't be left out; choose from {options}")
+    sweep = None
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
         _check_sweep(name, typed)
         if not any(override.startswith("hydra.sweep.dir=") for override in typed.overrides):
-            directory = f"hydra.sweep.dir={make_directory(Path('outputs/multirun'))}"
-            sys.argv.insert(sys.argv.index(typed.overrides[0]) if typed.overrides else len(sys.argv), directory)
+            sweep = make_directory(Path("outputs/multirun"))
+            sys.argv.insert(1, f"hydra.sweep.dir={sweep}")
 
     failures: list[Exception] = []
 
@@ -108,18 +122,24 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
             check(name, config, list(HydraConfig.get().overrides.task))
             task(config)
         except Exception as error:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra says which job it was, and goes on with the others
             failures.append(error)
 
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    finally:
+        if sweep and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job got as far as a directory
+            (sweep / "multirun.yaml").unlink()
+            _remove_if_empty(sweep)
     if failures:
         raise failures[0]  # here, where Hydra adds no lines of its own to it
 
 
 def _typed() -> Any:
     """Return what was typed as Hydra reads it: ``overrides``, ``multirun``, ``config_dir`` and so on."""
-    return get_args_parser().parse_known_args()[0]
+    return get_args_parser().parse_known_intermixed_args()[0]
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -215,9 +235,16 @@ def _explain(name: str, error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is none of that name; choose from {', '.join(error.options or ())}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override: write key=value, as in model.latent_dim=10 ({first_line})"
+        if "=" not in error.override:
+            return f"{error.override!r} is no override: write key=value"
+        key, _, value = error.override.partition("=")
+        return (
+            f"{error.override}: not understood; a value with signs that mean something to Hydra is quoted: '{key}=\"{value}\"'"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing: write {error.full_key}=…"
+    if first_line.startswith("Ambiguous value"):
+        return f"{first_line}: a list is written [2,5]; several runs, one for each value, are asked for by --multirun"
     if isinstance(error, HydraException):
         typed = _typed()
         with suppress(HydraException), _hydra(typed):
@@ -244,6 +271,15 @@ def make_directory(parent: Path) -> Path:
         except FileExistsError:
             stamp = f"{stamp[:19]}_{attempt}"
     raise AssertionError  # itertools.count does not end
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Remove a directory that Hydra made for a run which came to nothing, and those above it, while they are empty."""
+    directory = directory.resolve()
+    with suppress(OSError):
+        while directory != Path.cwd():
+            directory.rmdir()
+            directory = directory.parent
 
 
 def make_run_directory(name: str) -> Path:

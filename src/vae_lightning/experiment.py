@@ -1,5 +1,6 @@
 """An experiment from its configuration to its figures: build the parts, fit, test."""
 
+import difflib
 import logging
 import sys
 import typing
@@ -7,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
@@ -15,7 +16,7 @@ from hydra.utils import get_class
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import find_checkpoint
@@ -52,11 +53,11 @@ def build(config: DictConfig) -> Experiment:
     module = build_part("model", VAEModule, config.model, seed=seed)
     data = build_part("data", MNISTDataModule, config.data, seed=seed)
     throughput = Throughput()
-    build_trainer(config, data, throughput, Path())  # for nothing, so that what it refuses leaves no directory behind
+    build_trainer(config, module, data, throughput, Path())  # for nothing, so that what it refuses leaves no directory behind
     data.prepare_data()
     data.setup()
     directory = make_run_directory("train")
-    trainer = build_trainer(config, data, throughput, directory)
+    trainer = build_trainer(config, module, data, throughput, directory)
     save_configuration(config, directory)
     return Experiment(module, data, trainer, throughput, directory, seed)
 
@@ -81,7 +82,11 @@ def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
     except FileNotFoundError:
         file = None
     trainer = experiment.trainer
-    trainer.test(experiment.module, experiment.data, ckpt_path=file, weights_only=True, verbose=False)
+    try:
+        trainer.test(experiment.module, experiment.data, ckpt_path=file, weights_only=True, verbose=False)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        log.info("Interrupted in the test; what was trained lies in %s", experiment.directory)
+        sys.exit(130)
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}, file
 
 
@@ -135,26 +140,38 @@ def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any]) -> M
     return data
 
 
-def build_trainer(config: DictConfig, data: MNISTDataModule, throughput: Throughput, directory: Path) -> Trainer:
+def build_trainer(
+    config: DictConfig, module: VAEModule, data: MNISTDataModule, throughput: Throughput, directory: Path
+) -> Trainer:
     """Build the trainer with its callbacks and loggers, for a run directory.
 
     Raises:
         ConfigurationError: a part refuses its values.
     """
+    for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them, unchecked
+        require(f"trainer.{key}", config.trainer.get(key, 1), PositiveInt)
     return build_part(
         "trainer",
         Trainer,
         config.trainer,
         accelerator=choose_accelerator(config.trainer.accelerator),
         devices=1,
-        callbacks=[throughput, *build_callbacks(config.callbacks, data)],
+        callbacks=[throughput, *build_callbacks(config.callbacks, module, data)],
         logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],
         default_root_dir=directory,
     )
 
 
-def build_callbacks(config: DictConfig, data: MNISTDataModule) -> list[Callback]:
-    """Build the callbacks; what goes by a validation figure is left out where no images are held out."""
+def build_callbacks(config: DictConfig, module: VAEModule, data: MNISTDataModule) -> list[Callback]:
+    """Build the callbacks; what goes by a validation figure is left out where no images are held out.
+
+    Raises:
+        ConfigurationError: a part refuses its values, or goes by a figure that the module doesn't publish.
+    """
+    for name, callback in config.items():
+        if callback and (monitor := callback.get("monitor")) is not None and monitor not in module.published:
+            nearest = difflib.get_close_matches(str(monitor), module.published, n=1) or module.published
+            raise ConfigurationError(f"callbacks.{name!s}.monitor={monitor}: no figure of this run; try {nearest[0]}")
     return [
         build_part(f"callbacks.{name}", None, callback)
         for name, callback in ((str(name), callback) for name, callback in config.items())
@@ -166,13 +183,16 @@ def choose_accelerator(name: str) -> str:
     """Return Lightning's name of the accelerator: ``auto`` is CUDA or the CPU, and a missing GPU is an error.
 
     Raises:
-        ConfigurationError: a GPU was asked for and there is none.
+        ConfigurationError: there is none of that name, or not here.
     """
+    require("trainer.accelerator", name, Literal["auto", "cpu", "gpu", "cuda", "mps"])
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name in ("gpu", "cuda") and not torch.cuda.is_available():
         instead = "cpu or trainer.accelerator=mps" if torch.backends.mps.is_available() else "cpu"
         raise ConfigurationError(f"trainer.accelerator={name}: no CUDA GPU here; type trainer.accelerator={instead}")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError("trainer.accelerator=mps: no Apple GPU here; type trainer.accelerator=auto")
     return name
 
 

@@ -144,6 +144,11 @@ class VAEModule(LightningModule):
         self.epoch = _Means(*terms)
         bound = ("importance_bound",) if objective == "iwae" else ()
         self.evaluation = _Means(*terms, "loss_at_posterior_mean", *bound)
+        self.tested_images = 0
+        self.published = [
+            *(f"val/{name}" for name in self.evaluation.names),
+            *(f"train/{name}{suffix}" for name in terms for suffix in ("_epoch", "")),
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct images ``[B, C, H, W]``."""
@@ -233,6 +238,7 @@ class VAEModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the means over the test set."""
         self._publish(self.evaluation.means("test/"))
+        self.tested_images = self.evaluation.images
         self.evaluation.clear()
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import sys
 import traceback
@@ -58,6 +59,7 @@ def write_metrics(
         "data": data.dataset,
         "val_size": len(data.val_indices),
         "split_seed": data.hparams["split_seed"],
+        "validate_on_test": data.validate_on_test,
         "binarization": _BINARIZATIONS[data.binarization],
         "samples": samples,
         "evaluation_seed": EVALUATION_SEED,
@@ -136,9 +138,9 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "precision": trainer.precision,
-        "test_batches": sum(map(int, trainer.num_test_batches)),
+        "test_images": parts.module.tested_images,
         "images_per_second": speed,
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(checkpoint) if checkpoint else None,
     }
     write_metrics(directory, figures, parts.data, run)
     rows = {
@@ -150,9 +152,10 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
     if (directory / "images").is_dir():
         places.append(f"  pictures    {directory / 'images'}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        places.append(f"  dashboard   {program('tensorboard')} --logdir {directory.parent} --samples_per_plugin images=500")
+        logs = shlex.quote(str(directory.parent))
+        places.append(f"  dashboard   {program('tensorboard')} --logdir {logs} --samples_per_plugin images=500")
     if checkpoint:
-        places.append(f"  samples     {program('python')} -m vae_lightning.sample checkpoint={directory}")
+        places.append(f"  samples     {program('python')} -m vae_lightning.sample {shlex.quote(f'checkpoint={directory}')}")
     log.info("\n%s\n\n  %s", table(figures, rows), "\n  ".join(places))
 
 

@@ -146,6 +146,7 @@ def fetch(name: str, folder: Path) -> None:
     if not _missing(dataset, folder):
         return
     reasons: list[str] = []
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -156,6 +157,10 @@ def fetch(name: str, folder: Path) -> None:
     except OSError as error:
         raise DatasetUnavailable(f"{folder} can't be written ({error.strerror}): name another with data.dir=…") from error
     if missing:
+        with contextlib.suppress(OSError):  # not empty: some files came
+            (folder / ".lock").unlink()
+            for path in made:
+                path.rmdir()
         tried = "; ".join(reasons) or "there is no other source for this set"
         raise DatasetUnavailable(
             f"{name} is not there and could not be fetched ({tried}).\n"
