@@ -91,7 +91,7 @@ def test_without_validation_images_the_first_test_images_are_drawn(subset):
 
     data = MNISTDataModule(name="mnist_subset", dir=str(subset.folder.parent), val_size=0, eval_batch_size=2)
     data.setup()
-    assert torch.equal(data.examples(3), subset.images["test"][:3] / 255)
+    assert torch.equal(data.examples(3).images, subset.images["test"][:3] / 255)
 
 
 def test_a_line_is_told_for_each_epoch_with_its_own_figures(subset, tmp_path, caplog):

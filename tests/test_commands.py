@@ -75,14 +75,14 @@ def test_evaluate_measures_log_p_and_the_latents_in_use(trained, tmp_path, monke
 
 
 def test_neither_the_memory_bound_nor_the_batch_size_moves_log_p(trained, tmp_path, monkeypatch):
-    arguments = ["samples=40", "metrics=[log_marginal]", "data.limit=100"]
+    arguments = ["samples=40", "metrics=[log_marginal]", "data.limit_test=100"]
     settings = (["memory_mb=1", "data.eval_batch_size=7"], ["memory_mb=500"])
     one, other = (evaluated(trained, tmp_path, monkeypatch, *arguments, *each)["figures"] for each in settings)
     assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_another_protocol_or_split_can_be_asked_for_and_is_named(trained, tmp_path, monkeypatch, capsys):
-    arguments = ["metrics=[bound]", "data.binarization=static", "split=val", "data.limit=20"]
+    arguments = ["metrics=[bound]", "data.binarization=static", "split=val", "data.limit_test=20"]
     written = evaluated(trained, tmp_path, monkeypatch, *arguments)
     assert written["protocol"]["binarization"].startswith("static")
     assert (written["run"]["split"], written["run"]["images"]) == ("val", 20)
@@ -93,7 +93,7 @@ def test_another_protocol_or_split_can_be_asked_for_and_is_named(trained, tmp_pa
 def test_an_evaluation_is_shown_in_the_training_runs_dashboard(trained, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    figures = evaluated(trained, tmp_path, monkeypatch, "samples=3", "metrics=[log_marginal]", "data.limit=10")["figures"]
+    figures = evaluated(trained, tmp_path, monkeypatch, "samples=3", "metrics=[log_marginal]", "data.limit_test=10")["figures"]
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     shown = events.Scalars("evaluate/test/log_marginal")[-1]
     assert (shown.step, shown.value) == (6, pytest.approx(figures["test/log_marginal"], rel=1e-6))
@@ -316,7 +316,7 @@ def test_a_mistake_ends_the_process_with_one_line_and_exit_code_1(tmp_path):
         (
             "evaluate",
             ["checkpoint=x", "metrics=[nll]"],
-            "metrics=['nll']: must be 'bound', 'log_marginal' or 'active_units'",
+            "metrics=['nll']: must be 'bound', 'log_marginal', 'active_units', 'mutual_information' or 'sample_quality'",
         ),
         ("evaluate", ["checkpoint=nosuch", "samples=0"], "samples=0: must be greater than 0"),
         ("sample", ["checkpoint=nosuch", "count=0"], "count=0: must be greater than 0"),

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,91 @@ def test_stochastic_binarisation_is_drawn_anew_at_every_visit_and_repeats_with_s
     assert torch.equal(images(1, 0), images(1, 0))
     assert not torch.equal(images(1, 0), images(1, 1))
     assert not torch.equal(images(1, 0), images(2, 0))
+
+
+def test_dequantised_images_lie_in_their_256th_and_are_drawn_anew_in_training_only():
+    data = make(dequantize=True)
+    loader = data.train_dataloader()
+    visits = []
+    for epoch in (0, 0, 1):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        images, indices = torch.cat([batch.images for batch in batches]), torch.cat([batch.indices for batch in batches])
+        within = images * 256 - data.images["train"][indices]
+        assert 0 <= within.min() < within.max() <= 1  # 1 by float32's rounding
+        visits.append(images[indices.argsort()])
+    assert torch.equal(visits[0], visits[1])
+    assert not torch.equal(visits[0], visits[2])
+    assert abs(within.mean() - 0.5) < 0.002
+    for split in ("val", "test"):
+        once, again = (next(iter(make(dequantize=True, seed=seed).split(split))).images for seed in (1, 2))
+        assert torch.equal(once, again)
+        assert once.dtype == torch.float32
+        assert 0 <= once.min() < once.max() <= 1
+
+
+@pytest.mark.parametrize("binarization", ["stochastic", "static"])
+def test_black_and_white_images_have_nothing_to_dequantise(binarization):
+    with pytest.raises(ValueError, match=f"dequantize=true: spreads grey levels, of which binarization={binarization}"):
+        MNISTDataModule(name="mnist_subset", dequantize=True, binarization=binarization, val_size=0)
+
+
+def write_amat(folder, rows, seed=0):
+    """Write three .amat files of the Larochelle split's form, and return their images."""
+    folder.mkdir(parents=True)
+    images = {}
+    for number, (part, n) in enumerate(rows.items()):
+        bits = torch.randint(0, 2, (n, 784), generator=torch.Generator().manual_seed(seed + number), dtype=torch.uint8)
+        lines = [" ".join(map(str, row)) for row in bits.tolist()]
+        (folder / f"binarized_mnist_{part}.amat").write_text("\n".join(lines) + " \n")
+        images[part] = bits.view(-1, 1, 28, 28)
+    return images
+
+
+@pytest.fixture
+def small_larochelle(monkeypatch):
+    """The split with fewer rows, so that the test's files stay small."""
+    rows = {"train": 30, "valid": 20, "test": 10}
+    files = {f"binarized_mnist_{part}.amat": f"{n} rows" for part, n in rows.items()}
+    small = replace(DATASETS["larochelle"], files=files, train_size=50, test_size=10)
+    monkeypatch.setitem(DATASETS, "larochelle", small)
+    monkeypatch.setattr("vae_lightning.data.mnist.LAROCHELLE_VALIDATION", 20)
+    return rows
+
+
+def test_the_larochelle_split_is_taken_as_it_is(tmp_path, small_larochelle):
+    images = write_amat(tmp_path / "binarized_mnist", small_larochelle)
+    data = MNISTDataModule(name="larochelle", dir=str(tmp_path), val_size=20, binarization="static", eval_batch_size=50)
+    data.prepare_data()
+    data.setup()
+    for split, part in (("train", "train"), ("val", "valid"), ("test", "test")):
+        assert torch.equal(next(iter(data.split(split))).images, images[part].float())
+    assert set(next(iter(data.train_dataloader())).labels.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("wrong", [{"val_size": 5}, {"val_size": 0}, {"binarization": "none"}, {"binarization": "stochastic"}])
+def test_the_larochelle_splits_own_validation_images_are_not_chosen_again(wrong, small_larochelle):
+    with pytest.raises(ValueError, match="brings its own 20 validation images"):
+        MNISTDataModule(**{"name": "larochelle", "val_size": 20, "binarization": "static", **wrong})
+
+
+@pytest.mark.parametrize("damage", ["missing row", "short row", "a two", "missing file"])
+def test_amat_files_of_another_shape_are_refused(tmp_path, small_larochelle, damage):
+    folder = tmp_path / "binarized_mnist"
+    write_amat(folder, small_larochelle)
+    file = folder / "binarized_mnist_valid.amat"
+    lines = file.read_text().splitlines()
+    if damage == "missing row":
+        lines = lines[1:]
+    elif damage == "short row":
+        lines[3] = lines[3][2:]
+    elif damage == "a two":
+        lines[3] = "2" + lines[3][1:]
+    file.write_text("\n".join(lines))
+    if damage == "missing file":
+        file.unlink()
+    with pytest.raises(DatasetUnavailable, match=r"binarized_mnist_valid\.amat"):
+        fetch("larochelle", data_folder("larochelle", str(tmp_path)))
 
 
 @pytest.mark.parametrize("binarization", ["stochastic", "static"])

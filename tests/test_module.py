@@ -27,9 +27,7 @@ class PlainVAE(nn.Module):
     def __init__(self, module):
         super().__init__()
         encoder, decoder = module.vae.encoder.layers, module.vae.decoder.layers
-        self.fc1, self.fc2, self.fc3, self.fc4 = (
-            copy.deepcopy(layers[i]) for layers in (encoder, decoder) for i in ((1, 3) if layers is encoder else (0, 2))
-        )
+        self.fc1, self.fc2, self.fc3, self.fc4 = (copy.deepcopy(layers[i]) for layers in (encoder, decoder) for i in (0, 2))
 
     def loss(self, x, noise):
         x = x.flatten(1)

@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample"}
+COMMANDS = {"train", "evaluate", "sample", "train_classifier"}
 ALLOWED = {
     "configuration": set(),
     "networks": set(),
@@ -17,19 +17,20 @@ ALLOWED = {
     "objectives": set(),
     "optimizers": set(),
     "metrics": set(),
+    "features": set(),
     "vae": {"networks", "likelihoods"},
     "data": {"data"},
     "noise": {"data"},
-    "module": {"vae", "objectives", "optimizers", "networks", "noise", "data"},
+    "module": {"vae", "likelihoods", "objectives", "optimizers", "networks", "noise", "data"},
     "checkpoints": {"configuration", "module", "data", "vae"},
     "pictures": set(),
     "callbacks": {"callbacks", "pictures", "checkpoints", "vae", "module", "data"},
-    "evaluation": {"module", "data", "metrics", "noise", "objectives"},
-    "experiment": {"configuration", "module", "data", "checkpoints", "callbacks"},
-    "report": {"__version__", "experiment", "module", "metrics", "noise", "data"},
+    "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
+    "experiment": {"configuration", "module", "data", "checkpoints", "callbacks", "likelihoods"},
+    "report": {"__version__", "experiment", "module", "metrics", "noise", "data", "likelihoods"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
-        command: {"configuration", "experiment", "report", "evaluation", "checkpoints", "pictures", "data"}
+        command: {"configuration", "experiment", "report", "evaluation", "checkpoints", "pictures", "features", "data"}
         for command in COMMANDS
     },
 }

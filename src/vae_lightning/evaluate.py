@@ -23,16 +23,19 @@ def main(config: DictConfig) -> None:
     metrics = experiment.require("metrics", list(config.metrics), list[evaluation.Metric])
     samples = experiment.require("samples", config.samples, PositiveInt)
     memory_mb = experiment.require("memory_mb", config.memory_mb, PositiveInt)
-    limit = experiment.require("data.limit", config.data.limit, PositiveInt | None)
+    limit = experiment.require("data.limit_test", config.data.limit_test, PositiveInt | None)
     device = experiment.choose_accelerator(config.trainer.accelerator)
     file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
     module = checkpoints.load_module(file).eval().to(device)
-    data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file))
+    data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
     images = data.split(split, limit)
     figures = evaluation.evaluate(module, images, metrics, samples, memory_mb)
+    if "sample_quality" in metrics and data.shows_digits:
+        count = min(limit or evaluation.SAMPLES_DRAWN, evaluation.SAMPLES_DRAWN)
+        figures |= evaluation.sample_quality(module, data.grey("test", count), data.grey("train", count))
     directory = make_run_directory("evaluate")
     save_configuration(config, directory)
-    log.info(report.measured(file, directory, data, split, len(images.indices), samples, figures))
+    log.info(report.measured(file, directory, module, data, images, split, samples, figures))
 
 
 if __name__ == "__main__":

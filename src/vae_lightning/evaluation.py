@@ -1,5 +1,6 @@
 """A trained model measured over a split: the figures, their errors, and how far it has come."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,14 +9,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_lightning.data.batches import Batch, Batches
-from vae_lightning.metrics import ImportanceEstimate, active, standard_error
+from vae_lightning.features import features, frechet_distance, load_classifier, precision_and_recall
+from vae_lightning.metrics import ImportanceEstimate, active, log_aggregate_posterior, standard_error
 from vae_lightning.module import VAEModule
-from vae_lightning.noise import evaluation_noise
+from vae_lightning.noise import EVALUATION_SEED, evaluation_noise
 from vae_lightning.objectives import kl_per_dimension, log_ratio
 
-Metric = Literal["bound", "log_marginal", "active_units"]
+Metric = Literal["bound", "log_marginal", "active_units", "mutual_information", "sample_quality"]
+
+SAMPLES_DRAWN = 10_000
+"""Images that are drawn to measure the quality of samples, and that they are measured against."""
 
 _BYTES = 4 * 784 * 4  # an image of float32, held about four times while its likelihood is computed
+_MEANS = ("loss", "elbo", "log_likelihood", "kl", "loss_at_posterior_mean", "importance_bound", "log_marginal")
 
 
 @torch.inference_mode()
@@ -26,7 +32,9 @@ def evaluate(module: VAEModule, batches: Batches, metrics: Sequence[Metric], sam
         module: the model, on the device to use, in evaluation mode.
         batches: the split.
         metrics: ``bound``: the one-sample bound and its terms; ``log_marginal``: log p(x) by importance sampling;
-            ``active_units``: which latents the model uses, and the KL of each.
+            ``active_units``: which latents the model uses, and the KL of each; ``mutual_information``: of image and latent, and
+            the KL of the aggregate posterior q(z), the mean of q(z|x) over the split, to the prior (Hoffman & Johnson 2016,
+            "ELBO surgery"). ``sample_quality`` is no affair of a split: see ``sample_quality``.
         samples: importance samples per image.
         memory_mb: about how much memory the decoded samples may take.
 
@@ -42,15 +50,25 @@ def evaluate(module: VAEModule, batches: Batches, metrics: Sequence[Metric], sam
                 shown.setdefault(name, []).append(part.cpu().double())
     values = {name: torch.cat(parts) for name, parts in shown.items()}
     figures: dict[str, Any] = {}
-    for name in [name for name in values if values[name].ndim == 1 and name not in ("effective_samples", "variance")]:
+    for name in [name for name in _MEANS if name in values]:
         figures[name] = values[name].mean().item()
         figures[f"{name}_error"] = standard_error(values[name])
     if "log_marginal" in metrics:
         figures["log_marginal_estimator_error"] = values["variance"].sum().sqrt().item() / len(values["variance"])
         figures["median_effective_samples"] = values["effective_samples"].median().item()
     if "active_units" in metrics:
-        figures["active_units"] = int(active(values["posterior_mean"]).sum())
+        figures["active_units"] = int(active(values["loc"]).sum())
         figures["kl_per_dimension"] = values["kl_per_dimension"].mean(0).tolist()
+    if "mutual_information" in metrics:
+        # log q(z|x) − log q(z), and log q(z) − log p(z), at one z for each image: together its sampled KL.
+        aggregate = log_aggregate_posterior(values["z"], values["loc"], values["scale"])
+        for name, each in {
+            "mutual_information": values["log_posterior"] - aggregate,
+            "aggregate_posterior_kl": aggregate - values["log_prior"],
+        }.items():
+            figures[name] = each.mean().item()
+            figures[f"{name}_error"] = standard_error(each)
+        figures["log_images"] = math.log(len(aggregate))
     return figures
 
 
@@ -58,13 +76,16 @@ def _measure(
     module: VAEModule, batch: Batch, metrics: Sequence[Metric], samples: int, memory: int, bar: "tqdm[Any]"
 ) -> dict[str, Tensor]:
     """Return what was asked for of each image of a batch: ``[B]``, or ``[B, D]``."""
-    posterior = module.vae.posterior(batch.images, batch.labels)
-    values: dict[str, Tensor] = {}
+    posterior, prior = module.vae.posterior(batch.images, batch.labels), module.vae.prior
+    values: dict[str, Tensor] = {"loc": posterior.loc}
     if "bound" in metrics:
         values |= module.measure(batch)
     if "active_units" in metrics:
-        values["posterior_mean"] = posterior.loc
-        values["kl_per_dimension"] = kl_per_dimension(posterior, module.vae.prior)
+        values["kl_per_dimension"] = kl_per_dimension(posterior, prior)
+    if "mutual_information" in metrics:
+        z = posterior.reparameterize(evaluation_noise(batch.indices, module.latent_dim)[0].to(posterior.loc))
+        log_posterior, log_prior = (each.log_prob(z) for each in (posterior, prior))  # type: ignore[no-untyped-call]
+        values |= {"z": z, "scale": posterior.scale, "log_posterior": log_posterior, "log_prior": log_prior}
     if "log_marginal" not in metrics:
         bar.update(len(batch.images))
         return values
@@ -74,10 +95,34 @@ def _measure(
         numbers = range(start, min(start + together, samples))
         noise = evaluation_noise(batch.indices, module.latent_dim, numbers)
         z = posterior.reparameterize(noise.to(posterior.loc))
-        estimate.update(module.log_likelihood(batch, z) - log_ratio(z, posterior, module.vae.prior))
+        estimate.update(module.log_likelihood(batch, z) - log_ratio(z, posterior, prior))
         bar.update(len(numbers) * len(batch.images))
     return values | {
         "log_marginal": estimate.log_marginal,
         "effective_samples": estimate.effective_samples,
         "variance": estimate.variance,
     }
+
+
+@torch.inference_mode()
+def sample_quality(module: VAEModule, test: Tensor, train: Tensor) -> dict[str, Any]:
+    """Measure how near the model's samples come to the test images, on the features of the shipped digit classifier.
+
+    Args:
+        module: the model, on the device to use, in evaluation mode.
+        test: grey-level test images ``[N, 1, 28, 28]`` in [0, 1]; as many samples are drawn, always from the same latents.
+        train: as many training images, whose figures are those of a model that can't be told from the data.
+
+    Returns:
+        ``frechet_distance``, ``precision``, ``recall``, the same of the training images as ``…_floor``, and how many images.
+    """
+    classifier = load_classifier().to(module.device)
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    counts = [1000] * (len(test) // 1000) + [len(test) % 1000] * (len(test) % 1000 > 0)
+    drawn = torch.cat([module.vae.sample(count, generator=generator) for count in counts])
+    generated, real, floor = (features(classifier, images.to(module.device)) for images in (drawn, test, train))
+    figures: dict[str, Any] = {"sample_images": len(test)}
+    for suffix, each in (("", generated), ("_floor", floor)):
+        figures[f"frechet_distance{suffix}"] = frechet_distance(each, real)
+        figures[f"precision{suffix}"], figures[f"recall{suffix}"] = precision_and_recall(each, real)
+    return figures

@@ -22,6 +22,7 @@ from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import find_checkpoint
 from vae_lightning.configuration import TARGETS, ConfigurationError, make_run_directory, save_configuration
 from vae_lightning.data import MNISTDataModule, Seed
+from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def build(config: DictConfig) -> Experiment:
     lightning.seed_everything(seed, verbose=False)
     module = build_part("model", VAEModule, config.model, seed=seed)
     data = build_part("data", MNISTDataModule, config.data, seed=seed)
+    refuse_meaningless_pairs(module, data)
     throughput = Throughput()
     build_trainer(config, module, data, throughput, Path())  # for nothing, so that what it refuses leaves no directory behind
     data.prepare_data()
@@ -125,16 +127,31 @@ def build_part(group: str, kind: Callable[..., Part] | None, config: DictConfig,
         raise ConfigurationError(f"{group}{separator}{problem}") from error
 
 
-def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any]) -> MNISTDataModule:
+def refuse_meaningless_pairs(module: VAEModule, data: MNISTDataModule) -> None:
+    """Check that a model can be trained and measured on images of a protocol.
+
+    Raises:
+        ConfigurationError: it can't.
+    """
+    try:
+        kind_of_number(module.vae.family.name, data.binarization, data.dequantize)
+    except ValueError as error:
+        raise ConfigurationError(f"data.{error}") from error
+    if module.vae.num_classes and data.dataset == "larochelle":
+        raise ConfigurationError("model.num_classes: the Larochelle split has no labels, so model.num_classes=0")
+
+
+def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any], module: VAEModule) -> MNISTDataModule:
     """Build the data module by a checkpoint's protocol and read the data; keys of ``config`` that aren't null override it.
 
     Raises:
         ConfigurationError: a value is refused.
         DatasetUnavailable: the data can't be had.
     """
-    overrides = OmegaConf.create({key: value for key, value in config.items() if value is not None and key != "limit"})
+    overrides = OmegaConf.create({key: value for key, value in config.items() if value is not None and key != "limit_test"})
     kept = {key: value for key, value in trained_with.items() if key not in overrides}
     data = build_part("data", MNISTDataModule, overrides, **kept)
+    refuse_meaningless_pairs(module, data)
     data.prepare_data()
     data.setup()
     return data

@@ -1,17 +1,185 @@
-"""The families p(x|z): the parameters that a decoder computes become a distribution over whole images."""
+"""The families p(x|z): what a decoder computes for each pixel becomes a distribution over whole images.
 
-from torch import Tensor
-from torch.distributions import Bernoulli, Independent
+``log_prob`` sums over the pixels. The mean of every family lies in [0, 1], so that it can be looked at.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
+from torch.nn import functional as F
+
+LikelihoodName = Literal["bernoulli", "continuous_bernoulli", "gaussian", "discretized_logistic"]
+PixelScale = float | Literal["learnt", "per_pixel"]
+
+SCALE_FLOOR = 1e-3
+"""The smallest scale that is learnt, a quarter of a grey level: without a floor a density over grey levels has no maximum."""
+
+LEVELS = 256
+"""Grey levels of a pixel."""
+
+# -- the families -----------------------------------------------------------------------------------------------------
 
 
 def bernoulli(logits: Tensor) -> Independent[Bernoulli]:
     """Independent black-or-white pixels, as in Kingma & Welling (arXiv:1312.6114), Appendix C.1.
 
-    ``log_prob`` sums over the pixels. For grey levels in [0, 1] it is minus the cross-entropy that the PyTorch VAE example
-    minimises: a fair objective, but the log-likelihood of binary images only.
+    For grey levels in [0, 1] ``log_prob`` is minus the cross-entropy that the PyTorch VAE example minimises: a fair
+    objective, but the log-likelihood of binary images only.
 
     Args:
         logits: log-odds of a white pixel, ``[..., C, H, W]``.
     """
     # Validation would refuse grey levels, and cost a pass over the images at every step.
     return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+
+
+class ContinuousBernoulli(Distribution):
+    """The density on [0, 1] proportional to exp(logit · x) (Loaiza-Ganem & Cunningham 2019, arXiv:1907.06845).
+
+    Written by its logits throughout: torch's own class goes by way of a clamped probability, so that beyond a logit of 16 it
+    no longer integrates to one.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {"logits": constraints.real}  # noqa: RUF012  (torch's own form)
+
+    def __init__(self, logits: Tensor) -> None:
+        """Take the logits, of any shape."""
+        super().__init__(logits.shape, validate_args=False)
+        self.logits = logits
+        # Near zero the closed forms below are 0/0; there their series hold to the last digit.
+        self._small = logits.abs() < 0.05
+        self._safe = torch.where(self._small, torch.ones_like(logits), logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of each pixel: logit · x − log((exp(logit) − 1) / logit)."""
+        size = self._safe.abs()  # the normaliser of −logit is that of logit, less the logit
+        exact = self._safe.clamp(min=0) + torch.log(-torch.expm1(-size)) - size.log()
+        series = self.logits / 2 + self.logits**2 / 24 - self.logits**4 / 2880
+        return self.logits * value - torch.where(self._small, series, exact)
+
+    @property
+    def mean(self) -> Tensor:
+        """1 / (1 − exp(−logit)) − 1 / logit, in (0, 1)."""
+        exact = -1 / torch.expm1(-self._safe) - 1 / self._safe
+        return torch.where(self._small, 0.5 + self.logits / 12 - self.logits**3 / 720, exact)
+
+
+class DiscretizedLogistic(Distribution):
+    """The mass that a logistic density puts on each of 256 grey levels k / 255, its tails on the outermost two.
+
+    Kingma et al. 2016 (arXiv:1606.04934), Appendix C; Salimans et al. 2017 (arXiv:1701.05517), equation 2.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        """Take locations, and scales that broadcast to them, on the axis of the grey levels from 0 to 1."""
+        super().__init__(loc.shape, validate_args=False)
+        self.loc = loc
+        self.scale = scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-mass of each pixel, whose grey level lies in [0, 1]."""
+        half = 0.5 / (LEVELS - 1)
+        above = (value + half - self.loc) / self.scale
+        below = (value - half - self.loc) / self.scale
+        # σ(b) − σ(a) = σ(b) σ(−a) (1 − exp(a − b)): no difference of two nearly equal numbers.
+        width = torch.log(-torch.expm1(-2 * half / self.scale))
+        lowest, highest = value < half, value > 1 - half
+        left = torch.where(lowest, 0.0, F.logsigmoid(-below))
+        right = torch.where(highest, 0.0, F.logsigmoid(above))
+        return left + right + torch.where(lowest | highest, 0.0, width)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean grey level, in [0, 1]: the sum of the masses above each boundary between two levels."""
+        total = torch.zeros_like(self.loc)
+        for level in range(LEVELS - 1):
+            total += torch.sigmoid((self.loc - (level + 0.5) / (LEVELS - 1)) / self.scale)
+        return total / (LEVELS - 1)
+
+
+# -- from a decoder's output to a family ------------------------------------------------------------------------------
+
+
+class Likelihood(nn.Module):
+    """Makes p(x|z) of what a decoder computes.
+
+    Attributes:
+        parameters_per_pixel: how many numbers the decoder gives for each pixel: 2 where it computes the scale as well.
+    """
+
+    def __init__(self, name: LikelihoodName = "bernoulli", scale: PixelScale = 0.1) -> None:
+        """Choose the family.
+
+        Args:
+            name: ``bernoulli``, ``continuous_bernoulli``, ``gaussian`` or ``discretized_logistic``.
+            scale: of the last two, on the axis from 0 to 1: a number, ``learnt`` (one for all pixels) or ``per_pixel`` (from
+                the decoder). What is learnt stays above ``SCALE_FLOOR``.
+        """
+        super().__init__()
+        self.name = name
+        self.scale = scale
+        has_scale = name in ("gaussian", "discretized_logistic")
+        self.parameters_per_pixel = 2 if has_scale and scale == "per_pixel" else 1
+        if has_scale and scale == "learnt":
+            self.raw_scale = nn.Parameter(torch.tensor(_inverse_softplus(0.1)))
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        """Return a distribution over ``[C, H, W]``.
+
+        Args:
+            parameters: ``[..., parameters_per_pixel · C, H, W]``; the first are logits of the location.
+        """
+        if self.name == "bernoulli":
+            return bernoulli(parameters)
+        if self.name == "continuous_bernoulli":
+            return Independent(ContinuousBernoulli(parameters), 3, validate_args=False)
+        if self.scale == "per_pixel":
+            parameters, raw = parameters.chunk(2, dim=-3)
+            # An output of zero is a scale of 0.1: a decoder starts there.
+            scale = SCALE_FLOOR + F.softplus(raw + _inverse_softplus(0.1))
+        elif self.scale == "learnt":
+            scale = SCALE_FLOOR + F.softplus(self.raw_scale)
+        else:
+            scale = parameters.new_tensor(self.scale)
+        loc = torch.sigmoid(parameters)
+        if self.name == "gaussian":
+            return Independent(Normal(loc, scale.expand_as(loc), validate_args=False), 3, validate_args=False)
+        return Independent(DiscretizedLogistic(loc, scale), 3, validate_args=False)
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
+
+
+# -- what a number means ----------------------------------------------------------------------------------------------
+
+
+def kind_of_number(name: LikelihoodName, binarization: str, dequantize: bool) -> Literal["mass", "density", "neither"]:
+    """Say what ``log_prob`` is for images of a protocol.
+
+    Returns:
+        ``mass``: the log-probability of a discrete image; ``density``: a log-density, of continuous images in [0, 1];
+        ``neither``: a cross-entropy (grey levels under a Bernoulli), or a density at points that can only be 256 values, which
+        has no bound.
+
+    Raises:
+        ValueError: the pair has no meaning.
+    """
+    if name == "bernoulli":
+        if dequantize:
+            raise ValueError(
+                "dequantize=true: makes images continuous, for likelihoods that are densities; a Bernoulli is none"
+            )
+        return "neither" if binarization == "none" else "mass"
+    if binarization != "none":
+        raise ValueError(f"binarization={binarization}: black-and-white images ask for model.likelihood=bernoulli, not {name}")
+    if name == "discretized_logistic":
+        if dequantize:
+            raise ValueError("dequantize=true: a discretized_logistic is a mass on the grey levels themselves")
+        return "mass"
+    return "density" if dequantize else "neither"

@@ -1,4 +1,4 @@
-"""What evaluation measures, beside the bound: log p(x), active latents, errors.
+"""What evaluation measures, beside the bound: log p(x), active latents, what the latents know of the image, errors.
 
 Shapes: ``S`` samples, ``B`` images in a batch, ``N`` images in all, ``D`` latent dimensions.
 """
@@ -56,3 +56,33 @@ def standard_error(values: Tensor) -> float:
 def active(posterior_means: Tensor) -> Tensor:
     """Return which latents are active, ``[D]``, given the posterior means of all images, ``[N, D]``."""
     return posterior_means.double().var(dim=0) > ACTIVE_VARIANCE
+
+
+def bits_per_dimension(log_probability: float, pixels: int, density: bool) -> float:
+    """Return −log p(x) in bits for each pixel of 256 grey levels.
+
+    Args:
+        log_probability: log p(x), nats per image.
+        pixels: of an image.
+        density: whether p is a density of images in [0, 1], each grey level spread over a 256th: there log p has to be
+            measured on [0, 256], which adds log₂ 256 = 8 bits (Theis et al. 2016, arXiv:1511.01844).
+    """
+    return -log_probability / (pixels * math.log(2)) + (8 if density else 0)
+
+
+def log_aggregate_posterior(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Return log q(z) = log (1/N) Σ_n q(z|x_n) at points ``[M, D]``: ``[M]``, nats.
+
+    Args:
+        z: where.
+        loc: the posterior means of the N images, ``[N, D]``.
+        scale: the posterior scales of the N images, ``[N, D]``.
+    """
+    z, loc, precision = z.double(), loc.double(), scale.double() ** -2
+    # The square is multiplied out, so that the N·M·D terms are two matrix products.
+    constant = (precision * loc**2 - precision.log()).sum(-1) + loc.shape[-1] * math.log(2 * math.pi)
+    parts = []
+    for part in torch.split(z, 1000):
+        squares = part**2 @ precision.T - 2 * part @ (precision * loc).T
+        parts.append(torch.logsumexp(-0.5 * (squares + constant), dim=-1) - math.log(len(loc)))
+    return torch.cat(parts)

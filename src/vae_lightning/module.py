@@ -7,10 +7,19 @@ from typing import Annotated, Any, Literal
 import torch
 from lightning import LightningModule
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_lightning.data import Batch, Seed
-from vae_lightning.networks import Activation, MLPDecoder, MLPEncoder, initialize_normal
+from vae_lightning.likelihoods import Likelihood, LikelihoodName
+from vae_lightning.networks import (
+    Activation,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    PosteriorScale,
+    initialize_normal,
+)
 from vae_lightning.noise import evaluation_noise, training_noise
 from vae_lightning.objectives import importance_weighted, kl_per_dimension, kl_weight_at, log_ratio, sgvb_a, sgvb_b
 from vae_lightning.optimizers import IWAE_PASSES, OptimizerName, ScheduleName, build_optimizer, build_schedule
@@ -71,9 +80,15 @@ class VAEModule(LightningModule):
     def __init__(
         self,
         latent_dim: PositiveInt = 20,
+        network: Literal["mlp", "convolutional"] = "mlp",
         hidden_dims: Sequence[PositiveInt] = (400,),
+        channels: Sequence[PositiveInt] = (32, 64),
         activation: Activation = "relu",
+        posterior_scale: PosteriorScale = "exp",
         initial_scale: FinitePositive | None = None,
+        likelihood: LikelihoodName = "bernoulli",
+        pixel_scale: FinitePositive | Literal["learnt", "per_pixel"] = 0.1,
+        num_classes: NonNegativeInt = 0,
         objective: Literal["sgvb_b", "sgvb_a", "iwae"] = "sgvb_b",
         num_samples: PositiveInt = 1,
         kl_weight: NonNegativeFloat = 1.0,
@@ -92,9 +107,15 @@ class VAEModule(LightningModule):
 
         Args:
             latent_dim: D, the size of the code.
+            network: ``mlp``, or ``convolutional``: convolutions before the encoder's hidden layers and after the decoder's.
             hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
+            channels: of the convolutions, each of which halves the image's sides.
             activation: between the layers.
+            posterior_scale: how the posterior's scale is made positive: see ``networks.MLPEncoder``.
             initial_scale: standard deviation of all initial weights and biases; by default torch's own initialisation.
+            likelihood: the family p(x|z): see ``likelihoods.Likelihood``.
+            pixel_scale: its scale, where it has one: a number, ``learnt`` or ``per_pixel``.
+            num_classes: of the labels on which the model is conditional; 0: none.
             objective: ``sgvb_b`` (KL in closed form), ``sgvb_a`` (all sampled) or ``iwae`` (the importance-weighted bound).
             num_samples: samples per image in training: L of the SGVB estimators, K of the importance-weighted bound.
             kl_weight: β.
@@ -131,13 +152,23 @@ class VAEModule(LightningModule):
         self.num_samples = num_samples
         self.free_bits = free_bits
         self.seed = seed
-        self.vae = VAE(
-            encoder=MLPEncoder(IMAGE_SHAPE, hidden_dims, latent_dim, activation),
-            decoder=MLPDecoder(latent_dim, list(hidden_dims)[::-1], IMAGE_SHAPE, activation),
-            latent_dim=latent_dim,
-        )
+        family = Likelihood(likelihood, pixel_scale)
+        output_shape = (family.parameters_per_pixel * IMAGE_SHAPE[0], *IMAGE_SHAPE[1:])
+        mirrored = list(hidden_dims)[::-1]
+        encoder: nn.Module
+        decoder: nn.Module
+        if network == "mlp":
+            encoder = MLPEncoder(IMAGE_SHAPE, hidden_dims, latent_dim, activation, posterior_scale, num_classes)
+            decoder = MLPDecoder(latent_dim, mirrored, output_shape, activation, num_classes)
+        else:
+            encoder = ConvolutionalEncoder(
+                IMAGE_SHAPE, channels, hidden_dims, latent_dim, activation, posterior_scale, num_classes
+            )
+            decoder = ConvolutionalDecoder(latent_dim, mirrored, list(channels)[::-1], output_shape, activation, num_classes)
         if initial_scale:
-            initialize_normal(self.vae, initial_scale)
+            initialize_normal(encoder, initial_scale)
+            initialize_normal(decoder, initial_scale)
+        self.vae = VAE(encoder, decoder, family, latent_dim, num_classes)
         terms = ("loss", "elbo", "log_likelihood", "kl")
         self._logged_step = 0
         self.window = _Means(*terms)
@@ -150,9 +181,9 @@ class VAEModule(LightningModule):
             *(f"train/{name}{suffix}" for name in terms for suffix in ("_epoch", "")),
         ]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Reconstruct images ``[B, C, H, W]``."""
-        return self.vae.reconstruct(x)
+        return self.vae.reconstruct(x, y)
 
     # -- the shared step ----------------------------------------------------------------------------------------------
 

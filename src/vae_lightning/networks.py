@@ -1,13 +1,19 @@
-"""Encoders and decoders: tensors in, the parameters of a distribution out."""
+"""Encoders and decoders: tensors in, the parameters of a distribution out.
+
+All take any number of leading dimensions ``...``, and labels ``y`` that a network of no classes ignores.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Activation = Literal["relu", "tanh", "softplus", "silu"]
+PosteriorScale = Literal["exp", "softplus"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
 
@@ -15,6 +21,20 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "s
 def _layers(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
     """Return ``Linear`` and an activation for each pair of neighbouring widths."""
     return [layer for n, m in itertools.pairwise(widths) for layer in (nn.Linear(n, m), _ACTIVATIONS[activation]())]
+
+
+def _with_labels(features: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
+    """Append labels ``[B]`` one-hot to features ``[..., B, F]``.
+
+    Raises:
+        ValueError: there are classes and no labels.
+    """
+    if not num_classes:
+        return features
+    if y is None:
+        raise ValueError("a label-conditional model asks for labels y")
+    one_hot = F.one_hot(y, num_classes).to(features)
+    return torch.cat([features, one_hot.expand(*features.shape[:-1], num_classes)], dim=-1)
 
 
 def initialize_normal(network: nn.Module, scale: float) -> None:
@@ -26,38 +46,147 @@ def initialize_normal(network: nn.Module, scale: float) -> None:
 class MLPEncoder(nn.Module):
     """An image through fully connected layers to the mean and scale of a Gaussian.
 
-    One head computes the means and the log-variances (Kingma & Welling, arXiv:1312.6114, Appendix C.2): one matrix product
-    where two heads would take two.
+    One head computes the means and what the scales are made of (Kingma & Welling, arXiv:1312.6114, Appendix C.2): one matrix
+    product where two heads would take two.
     """
 
     def __init__(
-        self, image_shape: Sequence[int], hidden_dims: Sequence[int], latent_dim: int, activation: Activation = "relu"
+        self,
+        image_shape: Sequence[int],
+        hidden_dims: Sequence[int],
+        latent_dim: int,
+        activation: Activation = "relu",
+        posterior_scale: PosteriorScale = "exp",
+        num_classes: int = 0,
     ) -> None:
-        """Build the layers; ``hidden_dims`` are the widths between the pixels and the head."""
-        super().__init__()
-        widths = [math.prod(image_shape), *hidden_dims]
-        self.layers = nn.Sequential(nn.Flatten(-3), *_layers(widths, activation), nn.Linear(widths[-1], 2 * latent_dim))
+        """Build the layers.
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images ``[..., C, H, W]`` to loc and scale, each ``[..., D]``."""
-        loc, log_variance = self.layers(x).chunk(2, dim=-1)
-        return loc, (0.5 * log_variance).exp()
+        Args:
+            image_shape: C, H, W, or another shape of what comes in.
+            hidden_dims: widths between the pixels and the head.
+            latent_dim: D.
+            activation: between the layers.
+            posterior_scale: the scale as ``exp`` of half a log-variance, or as ``softplus``.
+            num_classes: of the labels that are appended to the pixels; 0 for none.
+        """
+        super().__init__()
+        widths = [math.prod(image_shape) + num_classes, *hidden_dims]
+        self.layers = nn.Sequential(*_layers(widths, activation), nn.Linear(widths[-1], 2 * latent_dim))
+        self.posterior_scale = posterior_scale
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images ``[..., C, H, W]`` and labels to loc and scale, each ``[..., D]``."""
+        loc, raw_scale = self.layers(_with_labels(x.flatten(-3), y, self.num_classes)).chunk(2, dim=-1)
+        return loc, (0.5 * raw_scale).exp() if self.posterior_scale == "exp" else F.softplus(raw_scale)
 
 
 class MLPDecoder(nn.Module):
-    """A latent through fully connected layers to one logit per pixel."""
+    """A latent through fully connected layers to the parameters of each pixel."""
 
     def __init__(
-        self, latent_dim: int, hidden_dims: Sequence[int], image_shape: Sequence[int], activation: Activation = "relu"
+        self,
+        latent_dim: int,
+        hidden_dims: Sequence[int],
+        output_shape: Sequence[int],
+        activation: Activation = "relu",
+        num_classes: int = 0,
     ) -> None:
-        """Build the layers; ``hidden_dims`` are the widths between the latent and the pixels."""
+        """Build the layers.
+
+        Args:
+            latent_dim: D.
+            hidden_dims: widths between the latent and the pixels.
+            output_shape: C, H, W, with as many channels as there are parameters.
+            activation: between the layers.
+            num_classes: of the labels that are appended to the latent; 0 for none.
+        """
         super().__init__()
-        widths = [latent_dim, *hidden_dims]
-        self.layers = nn.Sequential(
-            *_layers(widths, activation), nn.Linear(widths[-1], math.prod(image_shape)), nn.Unflatten(-1, tuple(image_shape))
+        widths = [latent_dim + num_classes, *hidden_dims]
+        self.layers = nn.Sequential(*_layers(widths, activation), nn.Linear(widths[-1], math.prod(output_shape)))
+        self.output_shape = tuple(output_shape)
+        self.num_classes = num_classes
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Map latents ``[..., D]`` and labels to parameters ``[..., C, H, W]``."""
+        parameters: Tensor = self.layers(_with_labels(z, y, self.num_classes))
+        return parameters.view(*parameters.shape[:-1], *self.output_shape)
+
+
+class ConvolutionalEncoder(nn.Module):
+    """An image through convolutions that halve its sides, then through an ``MLPEncoder``."""
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        channels: Sequence[int],
+        hidden_dims: Sequence[int],
+        latent_dim: int,
+        activation: Activation = "relu",
+        posterior_scale: PosteriorScale = "exp",
+        num_classes: int = 0,
+    ) -> None:
+        """Build the layers; ``channels`` are those after each convolution, the rest is as in ``MLPEncoder``.
+
+        Raises:
+            ValueError: the sides can't be halved so often.
+        """
+        super().__init__()
+        height, width = _halved(image_shape, len(channels))
+        self.convolutions = nn.Sequential(
+            *(
+                layer
+                for n, m in itertools.pairwise([image_shape[0], *channels])
+                for layer in (nn.Conv2d(n, m, 4, stride=2, padding=1), _ACTIVATIONS[activation]())
+            )
+        )
+        inner = (channels[-1], height, width)
+        self.head = MLPEncoder(inner, hidden_dims, latent_dim, activation, posterior_scale, num_classes)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images ``[..., C, H, W]`` and labels to loc and scale, each ``[..., D]``."""
+        maps = self.convolutions(x.reshape(-1, *x.shape[-3:]))
+        loc, scale = self.head(maps.view(*x.shape[:-3], *maps.shape[1:]), y)
+        return loc, scale
+
+
+class ConvolutionalDecoder(nn.Module):
+    """A latent through an ``MLPDecoder`` to small maps, then through transposed convolutions that double their sides."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden_dims: Sequence[int],
+        channels: Sequence[int],
+        output_shape: Sequence[int],
+        activation: Activation = "relu",
+        num_classes: int = 0,
+    ) -> None:
+        """Build the layers; ``channels`` are those before each transposed convolution, the rest is as in ``MLPDecoder``.
+
+        Raises:
+            ValueError: the sides can't be halved so often.
+        """
+        super().__init__()
+        height, width = _halved(output_shape, len(channels))
+        self.stem = MLPDecoder(latent_dim, hidden_dims, (channels[0], height, width), activation, num_classes)
+        self.convolutions = nn.Sequential(
+            *(
+                layer
+                for n, m in itertools.pairwise([*channels, output_shape[0]])
+                for layer in (_ACTIVATIONS[activation](), nn.ConvTranspose2d(n, m, 4, stride=2, padding=1))
+            )
         )
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map latents ``[..., D]`` to logits ``[..., C, H, W]``."""
-        logits: Tensor = self.layers(z)
-        return logits
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Map latents ``[..., D]`` and labels to parameters ``[..., C, H, W]``."""
+        maps = self.stem(z, y)
+        parameters: Tensor = self.convolutions(maps.reshape(-1, *maps.shape[-3:]))
+        return parameters.view(*z.shape[:-1], *parameters.shape[1:])
+
+
+def _halved(shape: Sequence[int], times: int) -> tuple[int, int]:
+    height, width = shape[-2:]
+    if height % 2**times or width % 2**times:
+        raise ValueError(f"channels: {times} of them halve the image's sides of {height} and {width} too often; at most 2 do")
+    return height // 2**times, width // 2**times

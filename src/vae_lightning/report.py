@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -19,18 +20,28 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from vae_lightning import __version__
-from vae_lightning.data import MNISTDataModule
+from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
-from vae_lightning.metrics import ACTIVE_VARIANCE
-from vae_lightning.module import VAEModule
+from vae_lightning.likelihoods import kind_of_number
+from vae_lightning.metrics import ACTIVE_VARIANCE, bits_per_dimension
+from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.noise import EVALUATION_SEED
 
 log = logging.getLogger(__name__)
 
 _BINARIZATIONS = {
-    "none": "none: grey levels as probabilities, so no figure here is a likelihood of binary images",
+    "none": "none: grey levels",
     "stochastic": "stochastic: drawn anew at every visit in training, once for validation and test",
     "static": "static: drawn once",
+}
+_MEANINGS = {
+    "mass": "log-likelihoods of discrete images",
+    "density": "log-densities of dequantised images in [0, 1]",
+}
+_CROSS_ENTROPIES = {
+    "bernoulli": "grey levels as probabilities: none of these is a likelihood of binary images",
+    "continuous_bernoulli": "densities at 256 grey levels: no likelihoods of images; data.dequantize=true makes them",
+    "gaussian": "densities at 256 grey levels, without bound: no likelihoods of images; data.dequantize=true makes them",
 }
 
 
@@ -52,7 +63,7 @@ def table(figures: dict[str, float], rows: dict[str, Any]) -> str:
 
 
 def write_metrics(
-    directory: Path, figures: dict[str, Any], data: MNISTDataModule, run: dict[str, Any], samples: int = 1
+    directory: Path, figures: dict[str, Any], module: VAEModule, data: MNISTDataModule, run: dict[str, Any], samples: int = 1
 ) -> Path:
     """Write the figures with the protocol they were taken by to ``metrics.json``."""
     protocol = {
@@ -61,6 +72,9 @@ def write_metrics(
         "split_seed": data.hparams["split_seed"],
         "validate_on_test": data.validate_on_test,
         "binarization": _BINARIZATIONS[data.binarization],
+        "dequantize": data.dequantize,
+        "likelihood": module.vae.family.name,
+        "meaning": meaning(module, data),
         "samples": samples,
         "evaluation_seed": EVALUATION_SEED,
     }
@@ -79,9 +93,10 @@ def write_metrics(
 def measured(
     file: Path,
     directory: Path,
+    module: VAEModule,
     data: MNISTDataModule,
+    images: Batches,
     split: str,
-    images: int,
     samples: int,
     figures: dict[str, Any],
 ) -> str:
@@ -90,14 +105,21 @@ def measured(
     Args:
         file: the checkpoint.
         directory: the evaluation's run directory.
+        module: the model.
         data: the data measured on.
-        split: which part of it.
-        images: how many of them.
+        images: those of them that were looked at.
+        split: which part they are of.
         samples: importance samples per image.
         figures: what was measured, by name.
     """
+    count, family = len(images.indices), module.vae.family.name
+    kind = kind_of_number(family, data.binarization, data.dequantize)
+    best = next((name for name in ("log_marginal", "elbo") if name in figures), None)
+    if best and kind != "neither":
+        figures["bits_per_dimension"] = bits_per_dimension(figures[best], math.prod(IMAGE_SHAPE), kind == "density")
     named = {f"{split}/{name}": value for name, value in figures.items()}
-    written = write_metrics(directory, named, data, {"checkpoint": str(file), "split": split, "images": images}, samples)
+    run_ = {"checkpoint": str(file), "split": split, "images": count}
+    written = write_metrics(directory, named, module, data, run_, samples)
     run = file.parent.parent
     if (run / "tensorboard").is_dir():
         step = torch.load(file, map_location="cpu", weights_only=True)["global_step"]
@@ -105,7 +127,15 @@ def measured(
             for name, value in named.items():
                 if not isinstance(value, list):
                     writer.add_scalar(f"evaluate/{name}", value, step)
-    rows = {"data": f"{images:,} {split} images of {data.dataset}, binarisation {data.binarization}"}
+    rows = {"data": f"{count:,} {split} images of {data.dataset}, binarisation {data.binarization}"}
+    rows |= _rows(figures, samples, count)
+    rows |= {"note": meaning(module, data), "checkpoint": str(file), "figures": str(written)}
+    return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
+
+
+def _rows(figures: dict[str, Any], samples: int, images: int) -> dict[str, str]:
+    """Return an evaluation's figures in words, by their labels."""
+    rows = {}
     labels = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl": "KL", "importance_bound": "importance bound"}
     for name, label in labels.items():
         if name in figures:
@@ -116,17 +146,37 @@ def measured(
             f"± {figures['log_marginal_estimator_error']:.3f} of the estimator: a lower bound in expectation, by {samples:,} "
             f"importance samples, of which {figures['median_effective_samples']:.0f} count in the median image"
         )
+    if "bits_per_dimension" in figures:
+        source = "log p(x)" if "log_marginal" in figures else "the ELBO"
+        rows["bits/dimension"] = f"{figures['bits_per_dimension']:.4f}, by {source}"
     if "active_units" in figures:
-        latents = len(figures["kl_per_dimension"])
-        rows["active latents"] = (
-            f"{figures['active_units']} of {latents}: variance of the posterior mean above {ACTIVE_VARIANCE}"
+        kls = sorted(figures["kl_per_dimension"], reverse=True)
+        rows["active latents"] = f"{figures['active_units']} of {len(kls)}: variance of the mean above {ACTIVE_VARIANCE}"
+        rows["KL per latent"] = " ".join(f"{kl:.2f}" for kl in kls)
+    if "mutual_information" in figures:
+        information, limit = figures["mutual_information"], figures["log_images"]
+        rows["I(x; z)"] = f"{information:.2f}, of at most log {images:,} = {limit:.2f}" + (
+            ": so near its limit it says little" if limit - information < 0.5 else ""
         )
-        rows["KL per latent"] = " ".join(f"{kl:.2f}" for kl in sorted(figures["kl_per_dimension"], reverse=True))
-    if data.binarization == "none":
-        rows["note"] = "grey levels as probabilities: none of these is a likelihood of binary images"
-    rows["checkpoint"] = str(file)
-    rows["figures"] = str(written)
-    return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
+        rows["KL(q(z), p(z))"] = f"{figures['aggregate_posterior_kl']:.2f}, the aggregate posterior's over these images"
+    if "sample_images" in figures:
+        count = f"{figures['sample_images']:,}"
+        words = "on the features of this project's digit classifier: no FID"
+        rows["Fréchet distance"] = f"{_beside(figures, 'frechet_distance')}, {words}"
+        rows["precision"] = f"{_beside(figures, 'precision')}, of {count} samples among as many test images"
+        rows["recall"] = f"{_beside(figures, 'recall')}"
+    return rows
+
+
+def _beside(figures: dict[str, Any], name: str) -> str:
+    return f"{figures[name]:.3f} (training images: {figures[f'{name}_floor']:.3f})"
+
+
+def meaning(module: VAEModule, data: MNISTDataModule) -> str:
+    """Say in words what the figures of a model are on images of a protocol."""
+    name = module.vae.family.name
+    kind = kind_of_number(name, data.binarization, data.dequantize)
+    return _MEANINGS.get(kind) or _CROSS_ENTROPIES[name]
 
 
 def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None) -> None:
@@ -142,7 +192,7 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         "images_per_second": speed,
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
-    write_metrics(directory, figures, parts.data, run)
+    write_metrics(directory, figures, parts.module, parts.data, run)
     rows = {
         "epochs": f"{trainer.current_epoch} ({trainer.global_step:,} steps)",
         "images/s": f"{speed:,}",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_lightning.likelihoods import bernoulli
+from vae_lightning.likelihoods import Likelihood
 
 
 class DiagonalNormal(Independent[Normal]):
@@ -28,25 +28,32 @@ class DiagonalNormal(Independent[Normal]):
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with prior N(0, I), a diagonal Gaussian posterior and a Bernoulli likelihood.
+    """A variational autoencoder with prior N(0, I) and a diagonal Gaussian posterior.
 
-    Labels ``y`` may be passed everywhere; this model is unconditional and ignores them.
+    With ``num_classes`` it is conditional on a label: p(x|z, y) and q(z|x, y). Labels may be passed everywhere; an
+    unconditional model ignores them, a conditional one refuses to do without them, except that ``sample`` draws them.
     """
 
     prior_loc: Tensor
     prior_scale: Tensor
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_dim: int, num_classes: int = 0
+    ) -> None:
         """Join the networks.
 
         Args:
-            encoder: maps images ``[..., C, H, W]`` to loc and scale, each ``[..., D]``.
-            decoder: maps latents ``[..., D]`` to logits ``[..., C, H, W]``.
+            encoder: maps images ``[..., C, H, W]`` and labels to loc and scale, each ``[..., D]``.
+            decoder: maps latents ``[..., D]`` and labels to parameters of each pixel, ``[..., P·C, H, W]``.
+            likelihood: makes p(x|z) of them.
             latent_dim: D.
+            num_classes: of the labels; 0: unconditional.
         """
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.family = likelihood
+        self.num_classes = num_classes
         self.register_buffer("prior_loc", torch.zeros(latent_dim))
         self.register_buffer("prior_scale", torch.ones(latent_dim))
 
@@ -57,11 +64,12 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> DiagonalNormal:
         """Return q(z|x) over ``[D]`` for images ``[..., C, H, W]`` in [0, 1]."""
-        return DiagonalNormal(*self.encoder(x))
+        return DiagonalNormal(*self.encoder(x, y))
 
     def likelihood(self, z: Tensor, y: Tensor | None = None) -> Distribution:
         """Return p(x|z) over ``[C, H, W]`` for latents ``[..., D]``."""
-        return bernoulli(self.decoder(z))
+        distribution: Distribution = self.family(self.decoder(z, y))
+        return distribution
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Decode the posterior mean of images ``[B, C, H, W]``: the mean of p(x|z), same shape, in [0, 1]."""
@@ -72,9 +80,11 @@ class VAE(nn.Module):
 
         Args:
             n: how many images.
-            y: labels ``[n]``, ignored here.
+            y: labels ``[n]``; drawn uniformly where a conditional model has none.
             generator: a CPU generator, so that the same seed gives the same images on every device.
         """
         prior = self.prior
         noise = torch.randn(n, prior.event_shape[0], generator=generator, dtype=torch.float32)
+        if self.num_classes and y is None:
+            y = torch.randint(self.num_classes, (n,), generator=generator).to(prior.loc.device)
         return self.likelihood(prior.reparameterize(noise.to(prior.loc)), y).mean

@@ -59,8 +59,9 @@ class Reconstructions(EpochPicture):
 
     def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
         """Return the picture, ``[3, H, W]`` in [0, 1]."""
-        images = trainer.datamodule.examples(self.count).to(vae.prior_loc)  # type: ignore[attr-defined]
-        return reconstruction_grid(images, vae.reconstruct(images))
+        examples = trainer.datamodule.examples(self.count)  # type: ignore[attr-defined]
+        images, labels = examples.images.to(vae.prior_loc), examples.labels.to(vae.prior_loc.device)
+        return reconstruction_grid(images, vae.reconstruct(images, labels))
 
 
 class PriorSamples(EpochPicture):

@@ -1,7 +1,7 @@
 """Whole batches by index from one tensor, in an order that is a function of (seed, epoch)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -46,6 +46,22 @@ def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
     return (draws < images.float() / 255).to(torch.uint8) * 255  # draws lie in [0, 1): 255 is always white, 0 never
 
 
+def dequantize(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Spread each grey level evenly over its 256th of [0, 1], so that a density can be fitted.
+
+    A model's log-density of the result is, in expectation, a lower bound on its log-mass of the grey levels (Theis et al. 2016,
+    arXiv:1511.01844), on the scale of [0, 256].
+
+    Args:
+        images: grey levels, uint8.
+        generator: where the draws come from.
+
+    Returns:
+        The same shape, float32 in [0, 1].
+    """
+    return (images.float() + torch.rand(images.shape, generator=generator, dtype=torch.float32)) / 256
+
+
 class Batches:
     """A loader for a data set that fits in memory: each batch is one selection by index, with no workers and no collation.
 
@@ -53,7 +69,7 @@ class Batches:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int) -> None:
-        """Take all images ``[N, C, H, W]`` (uint8) and labels ``[N]`` of a file, and which of them to visit."""
+        """Take all images ``[N, C, H, W]`` (uint8, or float32 in [0, 1]) and labels ``[N]`` of a file, and which to visit."""
         self.images = images
         self.labels = labels
         self.indices = indices
@@ -70,7 +86,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         for position, index in enumerate(torch.split(self.order(), self.batch_size)):
-            yield Batch(self.draw(self.images[index], position).float() / 255, self.labels[index], index)
+            images = self.draw(self.images[index], position)
+            yield Batch(images.float() / 255 if images.dtype == torch.uint8 else images, self.labels[index], index)
 
     def draw(self, images: Tensor, position: int) -> Tensor:
         """Return the images that a batch shows, given the batch's position in the epoch."""
@@ -81,12 +98,18 @@ class ShuffledBatches(Batches):
     """The same in a new order in each epoch, a function of (seed, epoch)."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int, seed: int, stochastic: bool = False
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        batch_size: int,
+        seed: int,
+        drawing: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     ) -> None:
-        """Take the seed as well, and whether each visit shows a new binarisation, a function of (seed, epoch, position)."""
+        """Take the seed as well, and what is drawn of the images anew at each visit, a function of (seed, epoch, position)."""
         super().__init__(images, labels, indices, batch_size)
         self.seed = seed
-        self.stochastic = stochastic
+        self.drawing = drawing
         self.epoch = 0
 
     @property
@@ -106,4 +129,4 @@ class ShuffledBatches(Batches):
     def draw(self, images: Tensor, position: int) -> Tensor:
         """Return the images that a batch shows, given the batch's position in the epoch."""
         # The last number sets this apart from the noise of the training steps.
-        return binarize(images, keyed_generator(self.seed, self.epoch, position, 1)) if self.stochastic else images
+        return self.drawing(images, keyed_generator(self.seed, self.epoch, position, 1)) if self.drawing else images

@@ -8,8 +8,11 @@ from lightning import LightningDataModule
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
-from vae_lightning.data.batches import Batches, Seed, ShuffledBatches, binarize, keyed_generator
+from vae_lightning.data.batches import Batch, Batches, Seed, ShuffledBatches, binarize, dequantize, keyed_generator
 from vae_lightning.data.sources import DATASETS, data_folder, fetch, read
+
+LAROCHELLE_VALIDATION = 10_000
+"""Validation images of the Larochelle split."""
 
 
 class MNISTDataModule(LightningDataModule):
@@ -22,7 +25,7 @@ class MNISTDataModule(LightningDataModule):
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
         self,
-        name: Literal["mnist", "fashion_mnist", "kmnist", "mnist_subset"] = "mnist",
+        name: Literal["mnist", "fashion_mnist", "kmnist", "larochelle", "mnist_subset"] = "mnist",
         dir: str | None = None,
         batch_size: PositiveInt = 128,
         eval_batch_size: PositiveInt = 1000,
@@ -30,6 +33,7 @@ class MNISTDataModule(LightningDataModule):
         split_seed: Seed = 0,
         validate_on_test: bool = False,
         binarization: Literal["none", "stochastic", "static"] = "none",
+        dequantize: bool = False,
         seed: Seed = 1,
     ) -> None:
         """Choose the set and its split; nothing is read before ``setup``.
@@ -45,6 +49,8 @@ class MNISTDataModule(LightningDataModule):
                 ``val_size=0``, and nothing may be chosen by what they show.
             binarization: ``none`` takes grey levels as probabilities; ``stochastic`` draws each pixel black or white anew at
                 every visit in training, and once for validation and test; ``static`` once for all.
+            dequantize: spread each grey level evenly over its 256th of [0, 1], anew at every visit in training, and once for
+                validation and test.
             seed: seed of the order in which training images are visited.
 
         Raises:
@@ -58,16 +64,26 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"val_size={val_size}: {name} has {train_size} training images, so at most {train_size - 1}")
         if validate_on_test and val_size:
             raise ValueError(f"validate_on_test=true: nothing is held out then, so val_size={val_size} must be 0")
+        if dequantize and binarization != "none":
+            raise ValueError(f"dequantize=true: spreads grey levels, of which binarization={binarization} leaves none")
+        if name == "larochelle" and (val_size, binarization) != (LAROCHELLE_VALIDATION, "static"):
+            raise ValueError(
+                f"val_size={val_size}: the Larochelle split brings its own {LAROCHELLE_VALIDATION:,} validation images, drawn "
+                f"once: val_size={LAROCHELLE_VALIDATION} binarization=static, as data=larochelle sets them"
+            )
         self.dataset = name
         self.folder = data_folder(name, dir)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.validate_on_test = validate_on_test
         self.binarization = binarization
+        self.dequantize = dequantize
         self.split_seed = split_seed
         self.seed = seed
         # RandomState is the one generator whose stream NumPy has promised never to change.
         order = torch.from_numpy(np.random.RandomState(split_seed).permutation(train_size))
+        if name == "larochelle":
+            order = torch.arange(train_size).roll(val_size)  # the validation file follows the training file
         self.val_indices = order[:val_size].sort().values
         self.train_indices = order[val_size:].sort().values
         self.test_indices = torch.arange(DATASETS[name].test_size)
@@ -88,7 +104,7 @@ class MNISTDataModule(LightningDataModule):
         if not self.images:
             for number, file in enumerate(("train", "test")):
                 images, self.labels[file] = read(self.dataset, self.folder, file)
-                if self.binarization != "none":
+                if self.binarization != "none" and self.dataset != "larochelle":
                     drawn = binarize(images, keyed_generator(self.split_seed, number))
                     if self.binarization == "stochastic" and file == "train":
                         drawn[self.train_indices] = images[self.train_indices]  # drawn at each visit
@@ -97,14 +113,9 @@ class MNISTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ShuffledBatches:
         """Return the training images in an order that is a function of (seed, epoch)."""
-        return ShuffledBatches(
-            self.images["train"],
-            self.labels["train"],
-            self.train_indices,
-            self.batch_size,
-            self.seed,
-            stochastic=self.binarization == "stochastic",
-        )
+        drawing = binarize if self.binarization == "stochastic" else dequantize if self.dequantize else None
+        images, labels = self.images["train"], self.labels["train"]
+        return ShuffledBatches(images, labels, self.train_indices, self.batch_size, self.seed, drawing)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation images; with ``validate_on_test`` the test images; without either nothing."""
@@ -112,11 +123,11 @@ class MNISTDataModule(LightningDataModule):
             return self.test_dataloader()
         if not self.holds_out:
             return []
-        return Batches(self.images["train"], self.labels["train"], self.val_indices, self.eval_batch_size)
+        return self.split("val")
 
     def test_dataloader(self) -> Batches:
         """Return the test images."""
-        return Batches(self.images["test"], self.labels["test"], self.test_indices, self.eval_batch_size)
+        return self.split("test")
 
     def split(self, name: Literal["train", "val", "test"], limit: int | None = None) -> Batches:
         """Return a split for evaluation, in the order of its file and without a new draw; ``limit`` takes its first images.
@@ -134,9 +145,20 @@ class MNISTDataModule(LightningDataModule):
         images = self.images[file]
         if name == "train" and self.binarization == "stochastic":
             images = binarize(images, keyed_generator(self.split_seed, 0))
+        if self.dequantize:
+            images = dequantize(images, keyed_generator(self.split_seed, ("train", "test").index(file), 1))
         return Batches(images, self.labels[file], indices[:limit], self.eval_batch_size)
 
-    def examples(self, n: int) -> Tensor:
-        """Return the first ``n`` validation images, or test images where none are held out, ``[n, C, H, W]`` in [0, 1]."""
+    @property
+    def shows_digits(self) -> bool:
+        """Whether the images are grey-level digits: what the shipped classifier knows."""
+        return self.dataset in ("mnist", "mnist_subset")
+
+    def grey(self, file: Literal["train", "test"], n: int) -> Tensor:
+        """Return the grey levels of a file's first ``n`` images, whatever the protocol draws of them: ``[n, 1, 28, 28]``."""
+        return read(self.dataset, self.folder, file)[0][:n].float() / 255
+
+    def examples(self, n: int) -> Batch:
+        """Return the first ``n`` validation images, or test images where none are held out."""
         file, indices = ("train", self.val_indices) if self.holds_out else ("test", self.test_indices)
-        return next(iter(Batches(self.images[file], self.labels[file], indices[:n], n))).images
+        return next(iter(Batches(self.images[file], self.labels[file], indices[:n], n)))

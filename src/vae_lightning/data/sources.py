@@ -37,6 +37,8 @@ ATTEMPT_SECONDS = 300
 """How long one attempt at one file may take in all."""
 
 _PREFIXES = {"train": "train", "test": "t10k"}
+AMAT_ROWS = {"train": 50_000, "valid": 10_000, "test": 10_000}
+"""Images in each file of the Larochelle split: a row of 784 noughts and ones for each."""
 
 
 class DatasetUnavailable(OSError):
@@ -96,6 +98,12 @@ DATASETS = {
         },
         torchvision="KMNIST",
     ),
+    # Drawn once by H. Larochelle, and since then what "binarised MNIST" without more words means. No sums of these files are
+    # published that two sources agree on, so that their shapes are checked instead.
+    "larochelle": Dataset(
+        folder="binarized_mnist",
+        files={f"binarized_mnist_{part}.amat": f"{rows} rows" for part, rows in AMAT_ROWS.items()},
+    ),
     "mnist_subset": Dataset(  # the digits that the project's own tests carry
         folder="mnist_subset",
         files={
@@ -119,9 +127,21 @@ def data_folder(name: str, root: str | None) -> Path:
 def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor]:
     """Read the images ``[N, 1, 28, 28]`` (uint8) and labels ``[N]`` (int64) of the ``"train"`` or ``"test"`` file.
 
+    The Larochelle split has no labels, so that they are −1; its validation images follow those for training.
+
     Raises:
         DatasetUnavailable: a file is missing or isn't the one that its checksum names.
     """
+    if name == "larochelle":
+        parts = []
+        for part in ("train", "valid") if file == "train" else ("test",):
+            path = folder / f"binarized_mnist_{part}.amat"
+            content = _verified(path, DATASETS[name].files[path.name])
+            if content is None:
+                raise DatasetUnavailable(f"{path} is missing or damaged")
+            parts.append(_parse_amat(content))
+        images = torch.cat(parts)
+        return images, torch.full((len(images),), -1)
     tensors = {}
     for filename, digest in DATASETS[name].files.items():
         if filename.startswith(_PREFIXES[file]):
@@ -168,15 +188,24 @@ def fetch(name: str, folder: Path) -> None:
         )
 
 
-def _verified(path: Path, digest: str) -> bytes | None:
-    """Return the content of a file if its SHA-256 is the expected one."""
+def _verified(path: Path, expected: str) -> bytes | None:
+    """Return the content of a file if it is the expected one."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DatasetUnavailable(f"{path} can't be read ({error.strerror})") from error
-    return content if hashlib.sha256(content).hexdigest() == digest else None
+    return content if _is(content, expected) else None
+
+
+def _is(content: bytes, expected: str) -> bool:
+    """Say whether a file's content has the expected SHA-256, or, of an ``.amat`` file, the expected number of rows."""
+    if expected.endswith(" rows"):
+        with contextlib.suppress(ValueError):
+            return len(_parse_amat(content)) == int(expected.removesuffix(" rows"))
+        return False
+    return hashlib.sha256(content).hexdigest() == expected
 
 
 def _missing(dataset: Dataset, folder: Path) -> list[str]:
@@ -187,8 +216,8 @@ def _missing(dataset: Dataset, folder: Path) -> list[str]:
 def _accept(dataset: Dataset, folder: Path, files: Iterator[tuple[str, bytes]], reasons: list[str]) -> None:
     """Put files whose checksum is right into the folder, each written under another name and renamed."""
     for name, content in files:
-        if hashlib.sha256(content).hexdigest() != dataset.files[name]:
-            reasons.append(f"{name}: not the expected file, by its SHA-256")
+        if not _is(content, dataset.files[name]):
+            reasons.append(f"{name}: not the expected file, by its {'shape' if name.endswith('.amat') else 'SHA-256'}")
             continue
         if (folder / name).exists():
             log.warning("%s was damaged and is replaced", folder / name)
@@ -228,7 +257,7 @@ def _from_mirrors(dataset: Dataset, folder: Path, missing: list[str], reasons: l
             for name in list(remaining):
                 content = _download(mirror + (name if name.endswith(".gz") else f"{name}.gz"))
                 content = content if name.endswith(".gz") else gzip.decompress(content)
-                if hashlib.sha256(content).hexdigest() == dataset.files[name]:
+                if _is(content, dataset.files[name]):
                     remaining.remove(name)  # else the next mirror is asked
                 yield name, content
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
@@ -308,3 +337,19 @@ def _parse_idx(content: bytes) -> Tensor:
 
 def _write_idx(values: np.ndarray) -> bytes:
     return struct.pack(f">BBBB{values.ndim}i", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+# -- the .amat format: a line of 784 noughts and ones, with a space between each two, for each image ----------------------
+
+
+def _parse_amat(content: bytes) -> Tensor:
+    """Return the images ``[N, 1, 28, 28]``, 0 or 255.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    signs = np.frombuffer(b" ".join(lines), np.uint8)
+    if any(len(line) != 2 * 784 - 1 for line in lines) or not np.isin(signs[::2], (48, 49)).all() or (signs[1::2] != 32).any():
+        raise ValueError("not rows of 784 noughts and ones")
+    return torch.from_numpy((signs[::2] - 48) * np.uint8(255)).view(-1, 1, 28, 28)
