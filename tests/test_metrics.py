@@ -101,11 +101,11 @@ def test_mutual_information_and_the_aggregate_posteriors_kl_add_up_to_the_mean_k
 
 def test_mutual_information_is_at_most_log_n_and_reaches_it_where_posteriors_lie_apart():
     loc, scale, z = posteriors()
-    for width, near in ((1.0, False), (1e-4, True)):
+    for width, near in ((1.0, False), (1e-3, True)):
         z_ = loc + width * (z - loc)
         each = Independent(Normal(loc, width * scale), 1).log_prob(z_) - log_aggregate_posterior(z_, loc, width * scale)
-        assert (each <= math.log(600) + 1e-6).all()
-        assert (abs(each.mean() - math.log(600)) < 0.01) == near
+        assert (each <= math.log(600) + 1e-7).all()
+        assert (abs(each.mean() - math.log(600)) < 0.02) == near
 
 
 def test_posteriors_that_are_all_the_same_carry_no_information():
