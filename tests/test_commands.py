@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import math
 import re
 
 import pytest
@@ -97,6 +98,94 @@ def test_an_evaluation_is_shown_in_the_training_runs_dashboard(trained, tmp_path
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     shown = events.Scalars("evaluate/test/log_marginal")[-1]
     assert (shown.step, shown.value) == (6, pytest.approx(figures["test/log_marginal"], rel=1e-6))
+
+
+def test_evaluate_measures_what_the_latents_know_and_how_samples_look(trained, tmp_path, monkeypatch, capsys):
+    figures = evaluated(trained, tmp_path, monkeypatch, "metrics=[mutual_information,sample_quality,bound]")["figures"]
+    assert 0 < figures["test/mutual_information"] <= figures["test/log_images"] == pytest.approx(math.log(200))
+    # Their sum is the KL by one sample for each image; the closed form stands beside it.
+    sampled = figures["test/mutual_information"] + figures["test/aggregate_posterior_kl"]
+    assert sampled == pytest.approx(figures["test/kl"], abs=0.5)
+    assert figures["test/frechet_distance"] > figures["test/frechet_distance_floor"] > 0
+    assert figures["test/sample_images"] == 200
+    shown = capsys.readouterr().out
+    for words in ("I(x; z)", "of at most log 200 = 5.30", "no FID", "precision", "recall"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "meaning", "has_bits"),
+    [
+        (["data.binarization=static"], "log-likelihoods of discrete images", True),
+        (["model.likelihood=discretized_logistic"], "log-likelihoods of discrete images", True),
+        (["model.likelihood=gaussian", "data.dequantize=true"], "log-densities of dequantised images", True),
+        (["model.likelihood=gaussian"], "densities at 256 grey levels, without bound", False),
+        (["model.likelihood=continuous_bernoulli"], "densities at 256 grey levels", False),
+        ([], "none of these is a likelihood of binary images", False),
+    ],
+    ids=str,
+)
+def test_every_figure_says_what_it_is(tmp_path, monkeypatch, capsys, settings, meaning, has_bits):
+    typed("train", *QUICK, *settings, directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert meaning in json.loads((directory / "metrics.json").read_text())["protocol"]["meaning"]
+    written = evaluated(directory, tmp_path, monkeypatch, "metrics=[bound]")
+    assert meaning in written["protocol"]["meaning"]
+    shown = capsys.readouterr().out
+    assert meaning in shown
+    assert ("bits/dimension" in shown) == has_bits
+    if has_bits:
+        figures = written["figures"]
+        extra = 8 if "data.dequantize=true" in settings else 0
+        bits = -figures["test/elbo"] / (784 * math.log(2)) + extra
+        assert figures["test/bits_per_dimension"] == pytest.approx(bits)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("conditional")
+    with pytest.MonkeyPatch.context() as patch:
+        typed("train", *QUICK, "model=conditional", "model.latent_dim=2", directory=directory, patch=patch)
+    [run_directory] = (directory / "outputs" / "train").iterdir()
+    return run_directory
+
+
+def test_a_conditional_model_draws_the_label_that_is_asked_for(conditional, tmp_path, monkeypatch):
+    typed("sample", f"checkpoint={conditional}", "count=4", "label=7", directory=tmp_path, patch=monkeypatch)
+    [written] = tmp_path.glob("outputs/sample/*/samples.png")
+    sevens = vae_lightning.load(conditional).sample(4, torch.full((4,), 7), generator=torch.Generator().manual_seed(0))
+    picture = Image.open(written)
+    drawn = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8).view(picture.height, -1) / 255
+    torch.testing.assert_close(drawn[2:58:2, 2:58:2], sevens[0, 0], rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_conditional_model_is_measured_with_its_labels(conditional, tmp_path, monkeypatch):
+    measured = evaluated(conditional, tmp_path, monkeypatch, "samples=5")["figures"]
+    theirs = json.loads((conditional / "metrics.json").read_text())["figures"]
+    assert measured["test/elbo"] == pytest.approx(theirs["test/elbo"], rel=1e-6)
+
+
+def test_a_label_that_a_model_does_not_know_is_refused(conditional, trained, tmp_path, monkeypatch):
+    for checkpoint, label, message in (
+        (conditional, 10, "label=10: this model knows labels from 0 to 9"),
+        (trained, 7, "label=7: this model knows no labels: train one with model=conditional"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            typed("sample", f"checkpoint={checkpoint}", f"label={label}", directory=tmp_path, patch=monkeypatch)
+
+
+def test_another_protocol_that_the_model_has_no_meaning_for_is_refused(tmp_path, monkeypatch):
+    typed("train", *QUICK, "model.likelihood=gaussian", directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    with pytest.raises(SystemExit, match=r"data\.binarization=static: black-and-white images ask for"):
+        evaluated(directory, tmp_path, monkeypatch, "data.binarization=static")
+
+
+@pytest.mark.parametrize("settings", [["model=convolutional", "model.channels=[4,8]"], ["experiment=jaanli"]], ids=str)
+def test_other_networks_and_recipes_train(tmp_path, monkeypatch, settings):
+    typed("train", *SUBSET, *settings, "trainer.max_steps=3", directory=tmp_path, patch=monkeypatch)
+    [directory] = (tmp_path / "outputs" / "train").iterdir()
+    assert json.loads((directory / "metrics.json").read_text())["run"]["steps"] == 3
 
 
 def test_sample_writes_the_models_own_samples(trained, tmp_path, monkeypatch):
@@ -257,6 +346,13 @@ MISTAKES = {
     "model.hidden_dims=[400,0]": "model.hidden_dims=[400, 0]: must be greater than 0",
     "model.optimizer_options={lr:3}": "model.optimizer_options={'lr': 3}: lr has a key of its own",
     "model.optimizer_options={epsilon:1}": "model.optimizer_options={'epsilon': 1}: ",
+    "model.likelihood=gaussian data.binarization=static": "data.binarization=static: black-and-white images ask for",
+    "data.dequantize=true": "data.dequantize=true: makes images continuous",
+    "data.dequantize=true data.binarization=static": "data.dequantize=true: spreads grey levels",
+    "model=convolutional model.channels=[8,8,8]": "model.channels=[8, 8, 8]: each layer halves the sides",
+    "model.pixel_scale=0": "model.pixel_scale=0: must be ",
+    "data=larochelle data.val_size=100": "data.val_size=100: the Larochelle split brings its own 10,000 validation images",
+    "data=larochelle model.num_classes=10": "model.num_classes: the Larochelle split has no labels",
     "model.objective=iwae model.kl_weight=2.0": "model.objective=iwae: its bound has no KL term of its own",
     "hydra.run.dir=. trainer.max_epochs=-7": "trainer: `max_epochs`",
     "~callbacks.last._target_": "callbacks.last._target_=None: not one of the allowed targets",

@@ -82,7 +82,7 @@ class VAEModule(LightningModule):
         latent_dim: PositiveInt = 20,
         network: Literal["mlp", "convolutional"] = "mlp",
         hidden_dims: Sequence[PositiveInt] = (400,),
-        channels: Sequence[PositiveInt] = (32, 64),
+        channels: Annotated[Sequence[PositiveInt], Field(min_length=1)] = (32, 64),
         activation: Activation = "relu",
         posterior_scale: PosteriorScale = "exp",
         initial_scale: FinitePositive | None = None,

@@ -132,7 +132,7 @@ class ConvolutionalEncoder(nn.Module):
             ValueError: the sides can't be halved so often.
         """
         super().__init__()
-        height, width = _halved(image_shape, len(channels))
+        height, width = _halved(image_shape, channels)
         self.convolutions = nn.Sequential(
             *(
                 layer
@@ -168,7 +168,7 @@ class ConvolutionalDecoder(nn.Module):
             ValueError: the sides can't be halved so often.
         """
         super().__init__()
-        height, width = _halved(output_shape, len(channels))
+        height, width = _halved(output_shape, channels)
         self.stem = MLPDecoder(latent_dim, hidden_dims, (channels[0], height, width), activation, num_classes)
         self.convolutions = nn.Sequential(
             *(
@@ -185,8 +185,10 @@ class ConvolutionalDecoder(nn.Module):
         return parameters.view(*z.shape[:-1], *parameters.shape[1:])
 
 
-def _halved(shape: Sequence[int], times: int) -> tuple[int, int]:
+def _halved(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
+    """Return the sides that are left when each layer has halved them."""
     height, width = shape[-2:]
-    if height % 2**times or width % 2**times:
-        raise ValueError(f"channels: {times} of them halve the image's sides of {height} and {width} too often; at most 2 do")
-    return height // 2**times, width // 2**times
+    parts = 2 ** len(channels)
+    if height % parts or width % parts:
+        raise ValueError(f"channels={list(channels)}: each layer halves the sides {height} and {width}; that goes twice for 28")
+    return height // parts, width // parts
