@@ -163,6 +163,7 @@ def test_a_conditional_model_is_measured_with_its_labels(conditional, tmp_path, 
     measured = evaluated(conditional, tmp_path, monkeypatch, "samples=5")["figures"]
     theirs = json.loads((conditional / "metrics.json").read_text())["figures"]
     assert measured["test/elbo"] == pytest.approx(theirs["test/elbo"], rel=1e-6)
+    assert 0 <= measured["test/label_accuracy"] <= 1
 
 
 def test_a_label_that_a_model_does_not_know_is_refused(conditional, trained, tmp_path, monkeypatch):

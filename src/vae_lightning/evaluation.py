@@ -114,14 +114,18 @@ def sample_quality(module: VAEModule, test: Tensor, train: Tensor) -> dict[str, 
         train: as many training images, whose figures are those of a model that can't be told from the data.
 
     Returns:
-        ``frechet_distance``, ``precision``, ``recall``, the same of the training images as ``…_floor``, and how many images.
+        ``frechet_distance``, ``precision``, ``recall``, the same of the training images as ``…_floor``, and how many images;
+        of a conditional model, which is asked for all labels equally often, how many show theirs.
     """
     classifier = load_classifier().to(module.device)
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
-    counts = [1000] * (len(test) // 1000) + [len(test) % 1000] * (len(test) % 1000 > 0)
-    drawn = torch.cat([module.vae.sample(count, generator=generator) for count in counts])
+    labels = torch.arange(len(test), device=module.device) % max(module.vae.num_classes, 1)
+    drawn = torch.cat([module.vae.sample(len(part), part, generator) for part in torch.split(labels, 1000)])
     generated, real, floor = (features(classifier, images.to(module.device)) for images in (drawn, test, train))
     figures: dict[str, Any] = {"sample_images": len(test)}
+    if module.vae.num_classes:
+        recognised = torch.cat([classifier(part) for part in torch.split(drawn, 1000)]).argmax(1)
+        figures["label_accuracy"] = (recognised == labels).double().mean().item()
     for suffix, each in (("", generated), ("_floor", floor)):
         figures[f"frechet_distance{suffix}"] = frechet_distance(each, real)
         figures[f"precision{suffix}"], figures[f"recall{suffix}"] = precision_and_recall(each, real)

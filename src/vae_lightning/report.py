@@ -165,6 +165,8 @@ def _rows(figures: dict[str, Any], samples: int, images: int) -> dict[str, str]:
         rows["Fréchet distance"] = f"{_beside(figures, 'frechet_distance')}, {words}"
         rows["precision"] = f"{_beside(figures, 'precision')}, of {count} samples among as many test images"
         rows["recall"] = f"{_beside(figures, 'recall')}"
+    if "label_accuracy" in figures:
+        rows["labels"] = f"{100 * figures['label_accuracy']:.1f} % of the samples are recognised as the label asked for"
     return rows
 
 
