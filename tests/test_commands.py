@@ -415,6 +415,7 @@ def test_a_mistake_ends_the_process_with_one_line_and_exit_code_1(tmp_path):
             ["checkpoint=x", "metrics=[nll]"],
             "metrics=['nll']: must be 'bound', 'log_marginal', 'active_units', 'mutual_information' or 'sample_quality'",
         ),
+        ("evaluate", ["checkpoint=nosuch", "data.limit_test=1"], "data.limit_test=1: must be greater than or equal to 2"),
         ("evaluate", ["checkpoint=nosuch", "samples=0"], "samples=0: must be greater than 0"),
         ("sample", ["checkpoint=nosuch", "count=0"], "count=0: must be greater than 0"),
         ("sample", ["count"], "'count' is no override: write key=value"),

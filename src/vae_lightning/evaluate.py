@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Load the model and the protocol it was trained by, measure, and write the figures."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    from typing import Literal
+    from typing import Annotated, Literal
 
-    from pydantic import PositiveInt
+    from pydantic import Field, PositiveInt
 
     from vae_lightning import checkpoints, evaluation, experiment, report
 
@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     metrics = experiment.require("metrics", list(config.metrics), list[evaluation.Metric])
     samples = experiment.require("samples", config.samples, PositiveInt)
     memory_mb = experiment.require("memory_mb", config.memory_mb, PositiveInt)
-    limit = experiment.require("data.limit_test", config.data.limit_test, PositiveInt | None)
+    limit = experiment.require("data.limit_test", config.data.limit_test, Annotated[int, Field(ge=2)] | None)
     device = experiment.choose_accelerator(config.trainer.accelerator)
     file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
     module = checkpoints.load_module(file).eval().to(device)

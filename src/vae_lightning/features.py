@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 WEIGHTS = Path(__file__).with_name("classifier.safetensors")
 """The shipped weights; their metadata hold the accuracy, the command and the versions that made them."""
@@ -53,7 +54,8 @@ def load_classifier() -> DigitClassifier:
 
 def features(classifier: DigitClassifier, images: Tensor) -> Tensor:
     """Return the features of images ``[N, 1, 28, 28]`` in [0, 1], a thousand at a time: ``[N, F]``, float64."""
-    return torch.cat([classifier.body(part) for part in torch.split(images, _ROWS)]).double()
+    parts = tqdm(torch.split(images, _ROWS), desc="features", leave=False, disable=None)
+    return torch.cat([classifier.body(part) for part in parts]).double()
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -83,8 +85,8 @@ def precision_and_recall(generated: Tensor, real: Tensor) -> tuple[float, float]
 
 def _share_within(points: Tensor, centres: Tensor) -> float:
     """Return the share of points that lie within a ball around a centre."""
-    # A centre's nearest neighbour is itself.
-    radii = torch.cat([torch.cdist(part, centres).kthvalue(NEIGHBOURS + 1).values for part in torch.split(centres, _ROWS)])
+    nearest = min(NEIGHBOURS + 1, len(centres))  # the first of them is the centre itself
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(nearest).values for part in torch.split(centres, _ROWS)])
     inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in torch.split(points, _ROWS)]
     return torch.cat(inside).double().mean().item()
 

@@ -74,6 +74,7 @@ def write_metrics(
         "binarization": _BINARIZATIONS[data.binarization],
         "dequantize": data.dequantize,
         "likelihood": module.vae.family.name,
+        "objective": f"{module.estimator} of {module.num_samples}",
         "meaning": meaning(module, data),
         "samples": samples,
         "evaluation_seed": EVALUATION_SEED,
@@ -128,18 +129,20 @@ def measured(
                 if not isinstance(value, list):
                     writer.add_scalar(f"evaluate/{name}", value, step)
     rows = {"data": f"{count:,} {split} images of {data.dataset}, binarisation {data.binarization}"}
-    rows |= _rows(figures, samples, count)
+    rows |= _rows(figures, samples, module.num_samples, count)
     rows |= {"note": meaning(module, data), "checkpoint": str(file), "figures": str(written)}
     return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
 
 
-def _rows(figures: dict[str, Any], samples: int, images: int) -> dict[str, str]:
+def _rows(figures: dict[str, Any], samples: int, trained_samples: int, images: int) -> dict[str, str]:
     """Return an evaluation's figures in words, by their labels."""
     rows = {}
     labels = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl": "KL", "importance_bound": "importance bound"}
     for name, label in labels.items():
         if name in figures:
             rows[label] = f"{figures[name]:.2f} ± {figures[f'{name}_error']:.2f}"
+    if "importance_bound" in figures:
+        rows["importance bound"] += f", of {trained_samples} samples, as in training"
     if "log_marginal" in figures:
         rows["log p(x)"] = (
             f"{figures['log_marginal']:.2f} ± {figures['log_marginal_error']:.2f} over images, "

@@ -57,7 +57,8 @@ class Progress(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the last epoch's figures and draw an empty bar, where the output is a terminal."""
         self._tell(trainer)
-        self._line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        last = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
+        self._line = f"epoch {trainer.current_epoch + 1}{last}"
         self._started = time.perf_counter()
         self._validated = False
         batches = int(trainer.num_training_batches)
