@@ -49,6 +49,27 @@ typecheck: $(READY)  ## check types with mypy
 tensorboard: $(READY)  ## open the dashboards of all runs below outputs/
 	$(BIN)/tensorboard --logdir outputs --samples_per_plugin images=500
 
+RESULTS := outputs/results
+FEWER_PASSES := 'model.schedule_passes=[1,1,2,3,4,6,9,14]' trainer.max_epochs=40
+
+.PHONY: results
+results: $(READY)  ## run the campaigns of docs/results.md again, into outputs/results: most of a day on two cores
+	$(BIN)/python -m vae_lightning.train --multirun experiment=aevb model.latent_dim=3,5,10,20,200 hydra.sweep.dir=$(RESULTS)/aevb
+	$(BIN)/python benchmarks/figure2.py docs/images/figure2.png $(RESULTS)/aevb/[0-9]
+	$(BIN)/python -m vae_lightning.train experiment=aevb data.binarization=stochastic hydra.run.dir=$(RESULTS)/aevb_binarized
+	for k in 1 5 50; do \
+	  $(BIN)/python -m vae_lightning.train experiment=iwae model.num_samples=$$k $(FEWER_PASSES) hydra.run.dir=$(RESULTS)/iwae_$$k && \
+	  $(BIN)/python -m vae_lightning.evaluate checkpoint=$(RESULTS)/iwae_$$k hydra.run.dir=$(RESULTS)/iwae_$${k}_measured || exit 1; done
+	for steps in 5000 10000; do \
+	  $(BIN)/python -m vae_lightning.train experiment=jaanli trainer.max_steps=$$steps hydra.run.dir=$(RESULTS)/jaanli_$$steps && \
+	  $(BIN)/python -m vae_lightning.evaluate checkpoint=$(RESULTS)/jaanli_$$steps/checkpoints/last.ckpt split=val samples=1000 \
+	    hydra.run.dir=$(RESULTS)/jaanli_$${steps}_measured || exit 1; done
+	for model in vae convolutional conditional; do \
+	  $(BIN)/python -m vae_lightning.train model=$$model hydra.run.dir=$(RESULTS)/$$model && \
+	  $(BIN)/python -m vae_lightning.evaluate checkpoint=$(RESULTS)/$$model 'metrics=[bound,mutual_information,sample_quality]' \
+	    hydra.run.dir=$(RESULTS)/$${model}_measured || exit 1; done
+	$(BIN)/python benchmarks/estimator_variance.py $(RESULTS)/vae
+
 .PHONY: clean
 clean:  ## remove .venv, caches and build files; never outputs/ or the data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -88,7 +88,9 @@ def test_another_protocol_or_split_can_be_asked_for_and_is_named(trained, tmp_pa
     assert written["protocol"]["binarization"].startswith("static")
     assert (written["run"]["split"], written["run"]["images"]) == ("val", 20)
     assert "val/elbo" in written["figures"]
-    assert "20 val images of mnist_subset, binarisation static" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "20 val images of mnist_subset, binarisation static" in shown
+    assert "another than in training, which had binarization=none" in shown
 
 
 def test_an_evaluation_is_shown_in_the_training_runs_dashboard(trained, tmp_path, monkeypatch):

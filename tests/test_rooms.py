@@ -27,7 +27,7 @@ ALLOWED = {
     "callbacks": {"callbacks", "pictures", "checkpoints", "vae", "module", "data"},
     "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks", "likelihoods"},
-    "report": {"__version__", "experiment", "module", "metrics", "noise", "data", "likelihoods"},
+    "report": {"__version__", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
         command: {"configuration", "experiment", "report", "evaluation", "checkpoints", "pictures", "features", "data"}

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from vae_lightning import __version__
+from vae_lightning.checkpoints import load_data_settings
 from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
 from vae_lightning.likelihoods import kind_of_number
@@ -28,6 +29,9 @@ from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.noise import EVALUATION_SEED
 
 log = logging.getLogger(__name__)
+
+PROTOCOL = ("binarization", "dequantize")
+"""What an evaluation may change of the data's protocol."""
 
 _BINARIZATIONS = {
     "none": "none: grey levels",
@@ -128,7 +132,12 @@ def measured(
             for name, value in named.items():
                 if not isinstance(value, list):
                     writer.add_scalar(f"evaluate/{name}", value, step)
-    rows = {"data": f"{count:,} {split} images of {data.dataset}, binarisation {data.binarization}"}
+    dequantized = ", dequantised" if data.dequantize else ""
+    rows = {"data": f"{count:,} {split} images of {data.dataset}, binarisation {data.binarization}{dequantized}"}
+    trained_with = load_data_settings(file)
+    differences = [f"{key}={trained_with[key]}" for key in PROTOCOL if trained_with[key] != getattr(data, key)]
+    if differences:
+        rows["protocol"] = f"another than in training, which had {', '.join(differences)}"
     rows |= _rows(figures, samples, module.num_samples, count)
     rows |= {"note": meaning(module, data), "checkpoint": str(file), "figures": str(written)}
     return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
