@@ -33,13 +33,13 @@ setup: $(READY)  ## create .venv and install the project with its pinned depende
 
 .PHONY: lint
 lint: $(READY)  ## check style with ruff
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 
 .PHONY: format
 format: $(READY)  ## mend style with ruff
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 
 .PHONY: typecheck
 typecheck: $(READY)  ## check types with mypy

@@ -7,19 +7,11 @@ from typing import Annotated, Any, Literal
 import torch
 from lightning import LightningModule
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_lightning.data import Batch, Seed
 from vae_lightning.likelihoods import Likelihood, LikelihoodName
-from vae_lightning.networks import (
-    Activation,
-    ConvolutionalDecoder,
-    ConvolutionalEncoder,
-    MLPDecoder,
-    MLPEncoder,
-    PosteriorScale,
-    initialize_normal,
-)
+from vae_lightning.networks import Activation, NetworkName, PosteriorScale, build_networks
 from vae_lightning.noise import evaluation_noise, training_noise
 from vae_lightning.objectives import importance_weighted, kl_per_dimension, kl_weight_at, log_ratio, sgvb_a, sgvb_b
 from vae_lightning.optimizers import IWAE_PASSES, OptimizerName, ScheduleName, build_optimizer, build_schedule
@@ -80,7 +72,7 @@ class VAEModule(LightningModule):
     def __init__(
         self,
         latent_dim: PositiveInt = 20,
-        network: Literal["mlp", "convolutional"] = "mlp",
+        network: NetworkName = "mlp",
         hidden_dims: Sequence[PositiveInt] = (400,),
         channels: Annotated[Sequence[PositiveInt], Field(min_length=1)] = (32, 64),
         activation: Activation = "relu",
@@ -153,21 +145,18 @@ class VAEModule(LightningModule):
         self.free_bits = free_bits
         self.seed = seed
         family = Likelihood(likelihood, pixel_scale)
-        output_shape = (family.parameters_per_pixel * IMAGE_SHAPE[0], *IMAGE_SHAPE[1:])
-        mirrored = list(hidden_dims)[::-1]
-        encoder: nn.Module
-        decoder: nn.Module
-        if network == "mlp":
-            encoder = MLPEncoder(IMAGE_SHAPE, hidden_dims, latent_dim, activation, posterior_scale, num_classes)
-            decoder = MLPDecoder(latent_dim, mirrored, output_shape, activation, num_classes)
-        else:
-            encoder = ConvolutionalEncoder(
-                IMAGE_SHAPE, channels, hidden_dims, latent_dim, activation, posterior_scale, num_classes
-            )
-            decoder = ConvolutionalDecoder(latent_dim, mirrored, list(channels)[::-1], output_shape, activation, num_classes)
-        if initial_scale:
-            initialize_normal(encoder, initial_scale)
-            initialize_normal(decoder, initial_scale)
+        encoder, decoder = build_networks(
+            network,
+            IMAGE_SHAPE,
+            latent_dim,
+            hidden_dims,
+            channels,
+            activation,
+            posterior_scale,
+            family.parameters_per_pixel,
+            num_classes,
+            initial_scale,
+        )
         self.vae = VAE(encoder, decoder, family, latent_dim, num_classes)
         terms = ("loss", "elbo", "log_likelihood", "kl")
         self._logged_step = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["relu", "tanh", "softplus", "silu"]
+NetworkName = Literal["mlp", "convolutional"]
 PosteriorScale = Literal["exp", "softplus"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "silu": nn.SiLU}
@@ -35,12 +36,6 @@ def _with_labels(features: Tensor, y: Tensor | None, num_classes: int) -> Tensor
         raise ValueError("a label-conditional model asks for labels y")
     one_hot = F.one_hot(y, num_classes).to(features)
     return torch.cat([features, one_hot.expand(*features.shape[:-1], num_classes)], dim=-1)
-
-
-def initialize_normal(network: nn.Module, scale: float) -> None:
-    """Draw all weights and biases from N(0, scale²); Kingma & Welling (arXiv:1312.6114), section 5, take scale² = 0.01."""
-    for weight in network.parameters():
-        nn.init.normal_(weight, std=scale)
 
 
 class MLPEncoder(nn.Module):
@@ -192,3 +187,57 @@ def _halved(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
     if height % parts or width % parts:
         raise ValueError(f"channels={list(channels)}: each layer halves the sides {height} and {width}; that goes twice for 28")
     return height // parts, width // parts
+
+
+# -- by name ----------------------------------------------------------------------------------------------------------
+
+
+def initialize_normal(network: nn.Module, scale: float) -> None:
+    """Draw all weights and biases from N(0, scale²); Kingma & Welling (arXiv:1312.6114), section 5, take scale² = 0.01."""
+    for weight in network.parameters():
+        nn.init.normal_(weight, std=scale)
+
+
+def build_networks(
+    name: NetworkName,
+    image_shape: Sequence[int],
+    latent_dim: int,
+    hidden_dims: Sequence[int],
+    channels: Sequence[int],
+    activation: Activation,
+    posterior_scale: PosteriorScale,
+    parameters_per_pixel: int,
+    num_classes: int,
+    initial_scale: float | None,
+) -> tuple[nn.Module, nn.Module]:
+    """Make an encoder and the decoder that mirrors it.
+
+    Args:
+        name: ``mlp`` or ``convolutional``.
+        image_shape: C, H, W.
+        latent_dim: D.
+        hidden_dims: widths of the encoder's hidden layers.
+        channels: of the convolutions, where there are any.
+        activation: between the layers.
+        posterior_scale: how the posterior's scale is made positive.
+        parameters_per_pixel: how many numbers the likelihood asks for.
+        num_classes: of the labels; 0 for none.
+        initial_scale: standard deviation of all initial weights; None for torch's own initialisation.
+
+    Raises:
+        ValueError: the images can't be halved as often as there are channels.
+    """
+    output_shape = (parameters_per_pixel * image_shape[0], *image_shape[1:])
+    mirrored = hidden_dims[::-1]
+    encoder: nn.Module
+    decoder: nn.Module
+    if name == "mlp":
+        encoder = MLPEncoder(image_shape, hidden_dims, latent_dim, activation, posterior_scale, num_classes)
+        decoder = MLPDecoder(latent_dim, mirrored, output_shape, activation, num_classes)
+    else:
+        encoder = ConvolutionalEncoder(image_shape, channels, hidden_dims, latent_dim, activation, posterior_scale, num_classes)
+        decoder = ConvolutionalDecoder(latent_dim, mirrored, channels[::-1], output_shape, activation, num_classes)
+    if initial_scale:
+        initialize_normal(encoder, initial_scale)
+        initialize_normal(decoder, initial_scale)
+    return encoder, decoder
