@@ -163,8 +163,11 @@ def _rows(figures: dict[str, Any], samples: int, trained_samples: int, images: i
         rows["bits/dimension"] = f"{figures['bits_per_dimension']:.4f}, by {source}"
     if "active_units" in figures:
         kls = sorted(figures["kl_per_dimension"], reverse=True)
+        shown = [f"{kl:.2f}" for kl in kls if kl >= 0.01]
+        if len(shown) < len(kls):
+            shown.append(f"and {len(kls) - len(shown)} below 0.01")
         rows["active latents"] = f"{figures['active_units']} of {len(kls)}: variance of the mean above {ACTIVE_VARIANCE}"
-        rows["KL per latent"] = " ".join(f"{kl:.2f}" for kl in kls)
+        rows["KL per latent"] = " ".join(shown)
     if "mutual_information" in figures:
         information, limit = figures["mutual_information"], figures["log_images"]
         rows["I(x; z)"] = f"{information:.2f}, of at most log {images:,} = {limit:.2f}" + (
