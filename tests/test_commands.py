@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -199,6 +200,33 @@ def test_sample_writes_the_models_own_samples(trained, tmp_path, monkeypatch):
     expected = vae_lightning.load(trained).sample(4, generator=torch.Generator().manual_seed(7))
     drawn = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8).view(picture.height, -1) / 255
     torch.testing.assert_close(drawn[2:58:2, 2:58:2], expected[0, 0], rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_samples_come_in_the_form_that_is_asked_for(trained, tmp_path, monkeypatch):
+    def sampled(*arguments):
+        typed("sample", f"checkpoint={trained}", "count=12", *arguments, directory=tmp_path, patch=monkeypatch)
+        return max(tmp_path.glob("outputs/sample/*"), key=lambda path: path.stat().st_mtime_ns)
+
+    generator = torch.Generator().manual_seed(0)
+    expected = vae_lightning.load(trained).sample(12, generator=generator, temperature=0.5)
+    array = np.load(sampled("form=npy", "temperature=0.5") / "samples.npy")
+    tensor = torch.load(sampled("form=pt", "temperature=0.5") / "samples.pt", weights_only=True)
+    assert array.dtype == np.float32
+    assert torch.equal(torch.from_numpy(array), tensor)
+    torch.testing.assert_close(tensor, expected)
+    files = sorted((sampled("form=png", "temperature=0.5") / "samples").iterdir())
+    assert [file.name for file in files] == [f"{number:02d}.png" for number in range(12)]
+    with Image.open(files[3]) as picture:
+        drawn = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8).view(28, 28) / 255
+    torch.testing.assert_close(drawn, expected[3, 0], rtol=0, atol=0.5 / 255 + 1e-6)
+    with Image.open(sampled("columns=6") / "samples.png") as picture:
+        assert picture.size == (6 * 58 + 2, 2 * 58 + 2)
+
+
+def test_at_temperature_zero_all_samples_are_the_priors_mean(trained):
+    vae = vae_lightning.load(trained)
+    torch.testing.assert_close(vae.sample(3, temperature=0.0)[0], vae.likelihood(vae.prior.loc).mean)
+    assert len(vae.sample(3, temperature=0.0).flatten(1).unique(dim=0)) == 1
 
 
 def test_a_process_trains_evaluates_and_samples(tmp_path):
@@ -420,6 +448,8 @@ def test_a_mistake_ends_the_process_with_one_line_and_exit_code_1(tmp_path):
         ("evaluate", ["checkpoint=nosuch", "data.limit_test=1"], "data.limit_test=1: must be greater than or equal to 2"),
         ("evaluate", ["checkpoint=nosuch", "samples=0"], "samples=0: must be greater than 0"),
         ("sample", ["checkpoint=nosuch", "count=0"], "count=0: must be greater than 0"),
+        ("sample", ["checkpoint=nosuch", "form=jpg"], "form=jpg: must be 'grid', 'png', 'npy' or 'pt'"),
+        ("sample", ["checkpoint=nosuch", "temperature=-1"], "temperature=-1: must be greater than or equal to 0"),
         ("sample", ["count"], "'count' is no override: write key=value"),
         ("sample", ["checkpoint=nosuch", "seed=x"], "seed=x: must be a valid integer"),
     ],

@@ -21,9 +21,9 @@ def reconstruction_grid(originals: Tensor, reconstructions: Tensor) -> Tensor:
     return grid(torch.cat([originals, reconstructions]), columns=len(originals))
 
 
-def sample_grid(samples: Tensor) -> Tensor:
-    """Draw samples ``[n, C, H, W]`` as a square, 64 of them as 8 × 8; returns ``[3, H', W']``."""
-    return grid(samples, columns=math.ceil(math.sqrt(len(samples))))
+def sample_grid(samples: Tensor, columns: int | None = None) -> Tensor:
+    """Draw samples ``[n, C, H, W]`` in rows, by default as a square, 64 of them as 8 × 8; returns ``[3, H', W']``."""
+    return grid(samples, columns or math.ceil(math.sqrt(len(samples))))
 
 
 def save_png(picture: Tensor, file: Path) -> None:

@@ -11,28 +11,46 @@ log = logging.getLogger(__name__)
 
 @command("sample")
 def main(config: DictConfig) -> None:
-    """Decode draws from the prior and write them as one PNG grid."""
+    """Decode draws from the prior and write them in the form that is asked for."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+    from typing import Annotated, Literal
+
+    import numpy as np
     import torch
-    from pydantic import NonNegativeInt, PositiveInt
+    from pydantic import Field, NonNegativeInt, PositiveInt
 
     from vae_lightning import checkpoints, experiment, pictures
     from vae_lightning.data import Seed
 
     count = experiment.require("count", config.count, PositiveInt)
+    columns = experiment.require("columns", config.columns, PositiveInt | None)
     seed = experiment.require("seed", config.seed, Seed)
     label = experiment.require("label", config.label, NonNegativeInt | None)
+    temperature = experiment.require("temperature", config.temperature, Annotated[float, Field(ge=0, allow_inf_nan=False)])
+    form = experiment.require("form", config.form, Literal["grid", "png", "npy", "pt"])
     vae = checkpoints.load(experiment.require("checkpoint", config.checkpoint, str))
     if label is not None and label >= vae.num_classes:
         known = f"labels from 0 to {vae.num_classes - 1}" if vae.num_classes else "no labels: train one with model=conditional"
         raise ConfigurationError(f"label={label}: this model knows {known}")
     labels = None if label is None else torch.full((count,), label)
     with torch.inference_mode():
-        samples = vae.sample(count, labels, generator=torch.Generator().manual_seed(seed))
+        samples = vae.sample(count, labels, torch.Generator().manual_seed(seed), temperature)
     directory = make_run_directory("sample")
     save_configuration(config, directory)
-    pictures.save_png(pictures.sample_grid(samples), directory / "samples.png")
-    log.info("%s images in %s", count, directory / "samples.png")
+    if form == "grid":
+        written = directory / "samples.png"
+        pictures.save_png(pictures.sample_grid(samples, columns), written)
+    elif form == "png":
+        written = directory / "samples"
+        for number, image in enumerate(samples):
+            pictures.save_png(image.expand(3, -1, -1), written / f"{number:0{len(str(count - 1))}d}.png")
+    elif form == "npy":
+        written = directory / "samples.npy"
+        np.save(written, samples.numpy())
+    else:
+        written = directory / "samples.pt"
+        torch.save(samples, written)
+    log.info("%s images in %s", f"{count:,}", written)
 
 
 if __name__ == "__main__":

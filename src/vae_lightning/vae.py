@@ -75,16 +75,19 @@ class VAE(nn.Module):
         """Decode the posterior mean of images ``[B, C, H, W]``: the mean of p(x|z), same shape, in [0, 1]."""
         return self.likelihood(self.posterior(x, y).loc, y).mean
 
-    def sample(self, n: int, y: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int, y: Tensor | None = None, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> Tensor:
         """Decode ``n`` draws from the prior: the mean of p(x|z), ``[n, C, H, W]`` in [0, 1].
 
         Args:
             n: how many images.
             y: labels ``[n]``; drawn uniformly where a conditional model has none.
             generator: a CPU generator, so that the same seed gives the same images on every device.
+            temperature: multiplies the prior's scale: below 1 more typical images, above 1 more various ones.
         """
         prior = self.prior
         noise = torch.randn(n, prior.event_shape[0], generator=generator, dtype=torch.float32)
         if self.num_classes and y is None:
             y = torch.randint(self.num_classes, (n,), generator=generator).to(prior.loc.device)
-        return self.likelihood(prior.reparameterize(noise.to(prior.loc)), y).mean
+        return self.likelihood(prior.reparameterize(temperature * noise.to(prior.loc)), y).mean
