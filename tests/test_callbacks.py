@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from vae_lightning import VAEModule
-from vae_lightning.callbacks import PriorSamples, Progress, Reconstructions
+from vae_lightning.callbacks import LatentUse, PriorSamples, Progress, Reconstructions
+from vae_lightning.callbacks.latents import SETTLING_STEPS
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.pictures import grid, reconstruction_grid, sample_grid
 
@@ -132,3 +133,70 @@ def test_throughput_counts_training_images_and_leaves_validation_out(subset, tmp
 def test_callbacks_refuse_values_that_mean_nothing(wrong):
     with pytest.raises(ValueError, match="validation error"):
         PriorSamples(**wrong)
+
+
+# -- latents ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_kl_of_each_latent_and_the_active_ones_are_logged(subset, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from vae_lightning.metrics import active
+    from vae_lightning.objectives import kl_per_dimension
+
+    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    module = fit(subset, tmp_path, LatentUse(), logger=logger)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    images = subset.examples(1000).images
+    assert len(images) == 80
+    posterior = module.vae.posterior(images)
+    kl = kl_per_dimension(posterior, module.vae.prior).mean(0)
+    [_, last] = events.Histograms("latents/kl")
+    assert last.step == 20
+    assert last.histogram_value.num == 3
+    assert last.histogram_value.sum == pytest.approx(kl.sum().item(), rel=1e-5)
+    assert [event.step for event in events.Scalars("latents/active_units")] == [10, 20]
+    assert events.Scalars("latents/active_units")[-1].value == active(posterior.loc).sum()
+    assert module.training
+
+
+def test_looking_at_the_latents_changes_nothing(subset, tmp_path):
+    without, looked_at = fit(subset, tmp_path), fit(subset, tmp_path, LatentUse())
+    for ours, theirs in zip(without.parameters(), looked_at.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def warnings_of(caplog, *kls, step=SETTLING_STEPS):
+    callback = LatentUse()
+    for epoch, kl in enumerate(kls, start=1):
+        callback._warn(torch.tensor(kl), epoch, step)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_the_collapse_of_all_latents_is_told_once_and_says_what_to_try(caplog):
+    [message] = warnings_of(caplog, [0.001, 0.002], [0.001, 0.002])
+    assert "after epoch 1" in message
+    assert "all 2 latents" in message
+    for key in ("model.free_bits", "model.kl_weight", "model.kl_schedule=linear"):
+        assert key in message
+
+
+def test_the_loss_of_a_third_of_the_latents_in_use_says_which_and_since_when(caplog):
+    used, lost = [1.0, 1.0, 1.0, 0.0], [1.0, 0.001, 1.0, 0.0]
+    [message] = warnings_of(caplog, used, used, lost, lost)
+    assert "after epoch 3" in message
+    assert "1 of 3 latents that were in use are: 1 (since epoch 3)" in message
+
+
+def test_no_warning_comes_while_latents_are_in_use_or_have_not_settled(caplog):
+    assert not warnings_of(caplog, [1.0, 1.0, 1.0, 1.0], [1.0, 0.001, 1.0, 1.0])  # a quarter
+    assert not warnings_of(caplog, [0.5, 0.0, 0.0], [0.5, 0.0, 0.0])  # never in use is not lost
+    assert not warnings_of(caplog, [0.0, 0.0], step=SETTLING_STEPS - 1)
+
+
+def test_a_model_whose_kl_costs_too_much_collapses_and_is_warned_of(subset, tmp_path, caplog):
+    torch.manual_seed(0)
+    module = VAEModule(latent_dim=3, hidden_dims=[20], kl_weight=1000.0)
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=60, callbacks=[LatentUse()], **silent).fit(module, subset)
+    assert [record.getMessage() for record in caplog.records if "Posterior collapse" in record.getMessage()]

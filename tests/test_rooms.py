@@ -24,7 +24,7 @@ ALLOWED = {
     "module": {"vae", "likelihoods", "objectives", "optimizers", "networks", "noise", "data"},
     "checkpoints": {"configuration", "module", "data", "vae"},
     "pictures": set(),
-    "callbacks": {"callbacks", "pictures", "checkpoints", "vae", "module", "data"},
+    "callbacks": {"callbacks", "pictures", "metrics", "objectives", "checkpoints", "vae", "module", "data"},
     "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks", "likelihoods"},
     "report": {"__version__", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},

@@ -37,6 +37,7 @@ TARGETS = frozenset(
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.loggers.CSVLogger",
         "lightning.pytorch.loggers.TensorBoardLogger",
+        "vae_lightning.callbacks.LatentUse",
         "vae_lightning.callbacks.PriorSamples",
         "vae_lightning.callbacks.Progress",
         "vae_lightning.callbacks.Reconstructions",

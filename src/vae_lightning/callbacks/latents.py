@@ -1,0 +1,76 @@
+"""Which latents a model uses while it trains, and a warning when it stops using them."""
+
+import logging
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from pydantic import ConfigDict, PositiveInt, validate_call
+from torch import Tensor
+
+from vae_lightning.metrics import active
+from vae_lightning.objectives import kl_per_dimension
+from vae_lightning.vae import VAE
+
+log = logging.getLogger(__name__)
+
+COLLAPSED_KL = 0.01
+"""A latent whose mean KL to the prior is below this, in nats, tells the decoder nothing."""
+
+SETTLING_STEPS = 500
+"""Optimiser steps before which no warning is given: at first no latent is in use yet."""
+
+
+class LatentUse(Callback):
+    """Logs the KL of each latent as a histogram and the number of active latents, and warns once if they collapse."""
+
+    @validate_call(config=ConfigDict(strict=True))
+    def __init__(self, every_n_epochs: PositiveInt = 1, count: PositiveInt = 1000) -> None:
+        """Take how often to look, and at how many validation images."""
+        self.every_n_epochs = every_n_epochs
+        self.count = count
+        self._last_used: Tensor | None = None  # the last epoch in which each latent was in use; 0: never
+        self._warned = False
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the posteriors of the first validation images, always the same."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs:
+            return
+        vae: VAE = pl_module.vae  # type: ignore[assignment]
+        examples = trainer.datamodule.examples(self.count)  # type: ignore[attr-defined]
+        posterior = vae.posterior(examples.images.to(vae.prior_loc), examples.labels.to(vae.prior_loc.device))
+        kl = kl_per_dimension(posterior, vae.prior).mean(0).float().cpu()
+        for logger in trainer.loggers:
+            logger.log_metrics({"latents/active_units": int(active(posterior.loc).sum())}, step=trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_histogram("latents/kl", kl, trainer.global_step)
+        self._warn(kl, epoch, trainer.global_step)
+
+    def _warn(self, kl: Tensor, epoch: int, step: int) -> None:
+        """Say once that all latents have collapsed, or a third of those that were in use."""
+        used = kl >= COLLAPSED_KL
+        before = torch.zeros(len(kl), dtype=torch.int64) if self._last_used is None else self._last_used
+        self._last_used = torch.where(used, epoch, before)
+        lost = ~used & (self._last_used > 0)
+        if self._warned or step < SETTLING_STEPS:
+            return
+        if not used.any():
+            which = f"all {len(kl)} latents are"
+        elif 3 * int(lost.sum()) >= int((self._last_used > 0).sum()):
+            since = ", ".join(
+                f"{number} (since epoch {self._last_used[number] + 1})" for number in lost.nonzero().flatten().tolist()
+            )
+            which = f"{int(lost.sum())} of {int((self._last_used > 0).sum())} latents that were in use are: {since}"
+        else:
+            return
+        self._warned = True
+        log.warning(
+            "Posterior collapse after epoch %d, KL below %s nats: %s. Try model.free_bits=0.1, a lower model.kl_weight, or "
+            "model.kl_schedule=linear with model.kl_schedule_steps=%d",
+            epoch,
+            COLLAPSED_KL,
+            which,
+            step,
+        )
