@@ -94,3 +94,15 @@ def test_the_trainer_moves_the_schedule(subset, tmp_path, schedule, last):
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=3, **silent)
     trainer.fit(module, subset)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(last, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "rmsprop", "sgd"])
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "iwae"])
+def test_every_schedule_drives_every_optimiser_and_gives_none_a_momentum_it_had_not(name, schedule):
+    optimizer = build_optimizer(name, [torch.nn.Parameter(torch.zeros(1))], learning_rate=0.5)
+    momentum = optimizer.defaults.get("momentum")
+    driver, _ = build_schedule(schedule, optimizer, 10, (1, 2))
+    for _ in range(9):
+        optimizer.step()
+        driver.step()
+    assert optimizer.param_groups[0].get("momentum") == momentum

@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "train_classifier"}
 ALLOWED = {
     "configuration": set(),
     "networks": set(),

@@ -30,12 +30,15 @@ def main(config: DictConfig) -> None:
     data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
     images = data.split(split, limit)
     figures = evaluation.evaluate(module, images, metrics, samples, memory_mb)
+    quality = {}
     if "sample_quality" in metrics and data.shows_digits:
-        count = min(limit or evaluation.SAMPLES_DRAWN, evaluation.SAMPLES_DRAWN)
-        figures |= evaluation.sample_quality(module, data.grey("test", count), data.grey("train", count))
+        test = data.grey("test", min(limit or evaluation.SAMPLES_DRAWN, evaluation.SAMPLES_DRAWN))
+        quality = evaluation.sample_quality(module, test, data.grey("train", len(test)))
+    elif "sample_quality" in metrics:
+        log.info("No sample_quality: the classifier that it needs knows grey-level MNIST digits, not %s", data.dataset)
     directory = make_run_directory("evaluate")
     save_configuration(config, directory)
-    log.info(report.measured(file, directory, module, data, images, split, samples, figures))
+    log.info(report.measured(file, directory, module, data, images, split, samples, figures, quality))
 
 
 if __name__ == "__main__":

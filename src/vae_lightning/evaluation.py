@@ -20,7 +20,6 @@ Metric = Literal["bound", "log_marginal", "active_units", "mutual_information", 
 SAMPLES_DRAWN = 10_000
 """Images that are drawn to measure the quality of samples, and that they are measured against."""
 
-_BYTES = 4 * 784 * 4  # an image of float32, held about four times while its likelihood is computed
 _MEANS = ("loss", "elbo", "log_likelihood", "kl", "loss_at_posterior_mean", "importance_bound", "log_marginal")
 
 
@@ -61,7 +60,7 @@ def evaluate(module: VAEModule, batches: Batches, metrics: Sequence[Metric], sam
         figures["kl_per_dimension"] = values["kl_per_dimension"].mean(0).tolist()
     if "mutual_information" in metrics:
         # log q(z|x) − log q(z), and log q(z) − log p(z), at one z for each image: together its sampled KL.
-        aggregate = log_aggregate_posterior(values["z"], values["loc"], values["scale"])
+        aggregate = log_aggregate_posterior(values["z"], values["loc"], values["scale"], memory_mb * 1_000_000)
         for name, each in {
             "mutual_information": values["log_posterior"] - aggregate,
             "aggregate_posterior_kl": aggregate - values["log_prior"],
@@ -89,19 +88,37 @@ def _measure(
     if "log_marginal" not in metrics:
         bar.update(len(batch.images))
         return values
-    estimate = ImportanceEstimate(len(batch.images))
-    together = max(1, memory // (_BYTES * len(batch.images)))
-    for start in range(0, samples, together):
-        numbers = range(start, min(start + together, samples))
-        noise = evaluation_noise(batch.indices, module.latent_dim, numbers)
-        z = posterior.reparameterize(noise.to(posterior.loc))
-        estimate.update(module.log_likelihood(batch, z) - log_ratio(z, posterior, prior))
-        bar.update(len(numbers) * len(batch.images))
+    together = max(1, memory // _bytes_per_sample(module))
+    estimates = []
+    for rows in torch.split(torch.arange(len(batch.images), device=module.device), together):
+        part = Batch(*(each[rows] for each in batch))
+        posterior = module.vae.posterior(part.images, part.labels)
+        estimate = ImportanceEstimate(len(rows))
+        for start in range(0, samples, max(1, together // len(rows))):
+            numbers = range(start, min(start + max(1, together // len(rows)), samples))
+            z = posterior.reparameterize(evaluation_noise(part.indices, module.latent_dim, numbers).to(posterior.loc))
+            estimate.update(module.log_likelihood(part, z) - log_ratio(z, posterior, prior))
+            bar.update(len(numbers) * len(rows))
+        estimates.append(estimate)
     return values | {
-        "log_marginal": estimate.log_marginal,
-        "effective_samples": estimate.effective_samples,
-        "variance": estimate.variance,
+        "log_marginal": torch.cat([each.log_marginal for each in estimates]),
+        "effective_samples": torch.cat([each.effective_samples for each in estimates]),
+        "variance": torch.cat([each.variance for each in estimates]),
     }
+
+
+def _bytes_per_sample(module: VAEModule) -> int:
+    """Return what decoding one latent takes: the largest output of a layer, in and out, and some copies of the image."""
+    sizes: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda _layer, _in, out: sizes.append(out.numel()))
+        for layer in module.vae.decoder.modules()
+        if not list(layer.children())
+    ]
+    mean = module.vae.sample(1)
+    for handle in handles:
+        handle.remove()
+    return 4 * (2 * max(sizes) + 3 * mean.numel())
 
 
 @torch.inference_mode()
@@ -121,7 +138,7 @@ def sample_quality(module: VAEModule, test: Tensor, train: Tensor) -> dict[str, 
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
     labels = torch.arange(len(test), device=module.device) % max(module.vae.num_classes, 1)
     drawn = torch.cat([module.vae.sample(len(part), part, generator) for part in torch.split(labels, 1000)])
-    generated, real, floor = (features(classifier, images.to(module.device)) for images in (drawn, test, train))
+    generated, real, floor = (features(classifier, images.to(module.device)).cpu().double() for images in (drawn, test, train))
     figures: dict[str, Any] = {"sample_images": len(test)}
     if module.vae.num_classes:
         recognised = torch.cat([classifier(part) for part in torch.split(drawn, 1000)]).argmax(1)

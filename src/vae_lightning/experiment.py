@@ -234,5 +234,7 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
     # A remark on epochs shorter than log_every_n_steps; the module logs each epoch's means whatever its length.
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
+    # A run that trainer.max_steps ends before its first validation; that the figure exists has been checked before.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key")
     # What it says of the validation with data.val_size=0, which was the user's intention.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")

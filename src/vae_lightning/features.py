@@ -53,9 +53,9 @@ def load_classifier() -> DigitClassifier:
 
 
 def features(classifier: DigitClassifier, images: Tensor) -> Tensor:
-    """Return the features of images ``[N, 1, 28, 28]`` in [0, 1], a thousand at a time: ``[N, F]``, float64."""
+    """Return the features of images ``[N, 1, 28, 28]`` in [0, 1], a thousand at a time: ``[N, F]``."""
     parts = tqdm(torch.split(images, _ROWS), desc="features", leave=False, disable=None)
-    return torch.cat([classifier.body(part) for part in parts]).double()
+    return torch.cat([classifier.body(part) for part in parts])
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -63,6 +63,8 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) (Dowson & Landau 1982). It depends on N and M: compare at equal ones only.
     """
+    first, second = first.double(), second.double()
+    first, second = first.double(), second.double()
     root = _square_root(first.T.cov())
     # The eigenvalues of Σ₁ Σ₂ are those of Σ₁^½ Σ₂ Σ₁^½, which is symmetric.
     overlap = torch.linalg.eigvalsh(root @ second.T.cov() @ root).clamp(min=0).sqrt().sum()

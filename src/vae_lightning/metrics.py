@@ -44,7 +44,7 @@ class ImportanceEstimate:
 
     @property
     def variance(self) -> Tensor:
-        """The variance of the estimate to first order (the delta method), nats², ``[B]``."""
+        """The variance of the estimate to first order (the delta method), nats², ``[B]``: too small where few samples count."""
         return (1 / self.effective_samples - 1 / self.samples).clamp(min=0)
 
 
@@ -59,7 +59,7 @@ def active(posterior_means: Tensor) -> Tensor:
 
 
 def bits_per_dimension(log_probability: float, pixels: int, density: bool) -> float:
-    """Return −log p(x) in bits for each pixel of 256 grey levels.
+    """Return −log p(x) in bits for each pixel.
 
     Args:
         log_probability: log p(x), nats per image.
@@ -70,19 +70,20 @@ def bits_per_dimension(log_probability: float, pixels: int, density: bool) -> fl
     return -log_probability / (pixels * math.log(2)) + (8 if density else 0)
 
 
-def log_aggregate_posterior(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+def log_aggregate_posterior(z: Tensor, loc: Tensor, scale: Tensor, memory: int = 50_000_000) -> Tensor:
     """Return log q(z) = log (1/N) Σ_n q(z|x_n) at points ``[M, D]``: ``[M]``, nats.
 
     Args:
         z: where.
         loc: the posterior means of the N images, ``[N, D]``.
         scale: the posterior scales of the N images, ``[N, D]``.
+        memory: about how many bytes to take.
     """
     z, loc, precision = z.double(), loc.double(), scale.double() ** -2
     # The square is multiplied out, so that the N·M·D terms are two matrix products.
     constant = (precision * loc**2 - precision.log()).sum(-1) + loc.shape[-1] * math.log(2 * math.pi)
     parts = []
-    for part in torch.split(z, 1000):
+    for part in torch.split(z, max(1, memory // (3 * 8 * len(loc)))):
         squares = part**2 @ precision.T - 2 * part @ (precision * loc).T
         parts.append(torch.logsumexp(-0.5 * (squares + constant), dim=-1) - math.log(len(loc)))
     return torch.cat(parts)

@@ -20,7 +20,7 @@ from vae_lightning.vae import VAE
 IMAGE_SHAPE = (1, 28, 28)
 """C, H, W of MNIST and its relatives."""
 
-_DECODED_TOGETHER = 10_000  # images times samples that are decoded at once in validation: about 100 MB
+_DECODED_TOGETHER = 2_000  # images times samples that are decoded at once in validation
 
 FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -262,7 +262,7 @@ class VAEModule(LightningModule):
         self.evaluation.clear()
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the figures of validation and test for each image of a batch, each ``[B]``, in full precision."""
+        """Return the figures of validation and test for each image of a batch, each ``[B]``, without autocast."""
         with torch.autocast(self.device.type, enabled=False):
             return self._measure(batch)
 

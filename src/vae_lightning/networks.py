@@ -72,7 +72,8 @@ class MLPEncoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images ``[..., C, H, W]`` and labels to loc and scale, each ``[..., D]``."""
-        loc, raw_scale = self.layers(_with_labels(x.flatten(-3), y, self.num_classes)).chunk(2, dim=-1)
+        # Under autocast the products come in half precision: what densities are made of is raised to that of the images.
+        loc, raw_scale = self.layers(_with_labels(x.flatten(-3), y, self.num_classes)).to(x.dtype).chunk(2, dim=-1)
         return loc, (0.5 * raw_scale).exp() if self.posterior_scale == "exp" else F.softplus(raw_scale)
 
 
@@ -104,7 +105,7 @@ class MLPDecoder(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Map latents ``[..., D]`` and labels to parameters ``[..., C, H, W]``."""
-        parameters: Tensor = self.layers(_with_labels(z, y, self.num_classes))
+        parameters: Tensor = self.layers(_with_labels(z, y, self.num_classes)).to(z.dtype)
         return parameters.view(*parameters.shape[:-1], *self.output_shape)
 
 
@@ -141,7 +142,7 @@ class ConvolutionalEncoder(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images ``[..., C, H, W]`` and labels to loc and scale, each ``[..., D]``."""
         maps = self.convolutions(x.reshape(-1, *x.shape[-3:]))
-        loc, scale = self.head(maps.view(*x.shape[:-3], *maps.shape[1:]), y)
+        loc, scale = self.head(maps.view(*x.shape[:-3], *maps.shape[1:]).to(x.dtype), y)
         return loc, scale
 
 
@@ -177,7 +178,7 @@ class ConvolutionalDecoder(nn.Module):
         """Map latents ``[..., D]`` and labels to parameters ``[..., C, H, W]``."""
         maps = self.stem(z, y)
         parameters: Tensor = self.convolutions(maps.reshape(-1, *maps.shape[-3:]))
-        return parameters.view(*z.shape[:-1], *parameters.shape[1:])
+        return parameters.view(*z.shape[:-1], *parameters.shape[1:]).to(z.dtype)
 
 
 def _halved(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
@@ -185,7 +186,7 @@ def _halved(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
     height, width = shape[-2:]
     parts = 2 ** len(channels)
     if height % parts or width % parts:
-        raise ValueError(f"channels={list(channels)}: each layer halves the sides {height} and {width}; that goes twice for 28")
+        raise ValueError(f"channels={list(channels)}: each layer halves the sides {height} and {width}, which goes less often")
     return height // parts, width // parts
 
 

@@ -70,7 +70,8 @@ def build_schedule(
         passes: epochs at each stage of ``iwae``; past the last one the rate stays.
     """
     if name == "one_cycle":
-        return OneCycleLR(optimizer, max_lr=optimizer.defaults["lr"], total_steps=total_steps), "step"
+        cycles = "betas" in optimizer.defaults  # Adam's first; an optimiser without momentum isn't given one
+        return OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps, cycle_momentum=cycles), "step"
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=total_steps), "step"
     ends = list(itertools.accumulate(passes))[:-1]

@@ -89,7 +89,13 @@ def write_metrics(
         "lightning": lightning.__version__,
         "python": platform.python_version(),
     }
-    content = {"figures": figures, "units": "nats per image", "protocol": protocol, "run": run, "versions": versions}
+    content = {
+        "figures": figures,
+        "units": "nats per image, but for shares, counts, bits and distances",
+        "protocol": protocol,
+        "run": run,
+        "versions": versions,
+    }
     file = directory / "metrics.json"
     file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     return file
@@ -104,6 +110,7 @@ def measured(
     split: str,
     samples: int,
     figures: dict[str, Any],
+    quality: dict[str, Any],
 ) -> str:
     """Write an evaluation's figures, also into the training run's dashboard, and return them as a table.
 
@@ -115,7 +122,8 @@ def measured(
         images: those of them that were looked at.
         split: which part they are of.
         samples: importance samples per image.
-        figures: what was measured, by name.
+        figures: what was measured of the split, by name.
+        quality: what was measured of the model's samples.
     """
     count, family = len(images.indices), module.vae.family.name
     kind = kind_of_number(family, data.binarization, data.dequantize)
@@ -123,22 +131,25 @@ def measured(
     if best and kind != "neither":
         figures["bits_per_dimension"] = bits_per_dimension(figures[best], math.prod(IMAGE_SHAPE), kind == "density")
     named = {f"{split}/{name}": value for name, value in figures.items()}
+    named |= {f"samples/{name}": value for name, value in quality.items()}
     run_ = {"checkpoint": str(file), "split": split, "images": count}
     written = write_metrics(directory, named, module, data, run_, samples)
+    trained_with = load_data_settings(file)
+    differences = [f"{key}={trained_with[key]}" for key in PROTOCOL if trained_with[key] != getattr(data, key)]
+    # Another protocol's figures would be one curve with those of the training's own.
+    tag = "evaluate" if not differences else f"evaluate_{data.binarization}{'_dequantized' * data.dequantize}"
     run = file.parent.parent
     if (run / "tensorboard").is_dir():
         step = torch.load(file, map_location="cpu", weights_only=True)["global_step"]
         with SummaryWriter(str(run / "tensorboard")) as writer:
             for name, value in named.items():
                 if not isinstance(value, list):
-                    writer.add_scalar(f"evaluate/{name}", value, step)
+                    writer.add_scalar(f"{tag}/{name}", value, step)
     dequantized = ", dequantised" if data.dequantize else ""
     rows = {"data": f"{count:,} {split} images of {data.dataset}, binarisation {data.binarization}{dequantized}"}
-    trained_with = load_data_settings(file)
-    differences = [f"{key}={trained_with[key]}" for key in PROTOCOL if trained_with[key] != getattr(data, key)]
     if differences:
         rows["protocol"] = f"another than in training, which had {', '.join(differences)}"
-    rows |= _rows(figures, samples, module.num_samples, count)
+    rows |= _rows(figures | quality, samples, module.num_samples, count)
     rows |= {"note": meaning(module, data), "checkpoint": str(file), "figures": str(written)}
     return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
 

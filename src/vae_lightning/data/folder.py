@@ -1,0 +1,40 @@
+"""A user's own pictures in place of a data set."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+SIDE = 28
+
+
+def read_folder(folder: str | Path) -> tuple[Tensor, list[str]]:
+    """Read all pictures of a folder, in the order of their names.
+
+    Returns:
+        The images ``[N, 1, 28, 28]`` (uint8, white digits on black as in MNIST), and the files' names.
+
+    Raises:
+        ValueError: the folder holds no file, or one that is no picture of 28 × 28 grey pixels; the message says what to do.
+    """
+    folder = Path(folder).expanduser()
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise ValueError(f"{folder} holds no pictures")
+    return torch.stack([_read(file) for file in files]), [file.name for file in files]
+
+
+def _read(file: Path) -> Tensor:
+    try:
+        with Image.open(file) as picture:
+            if picture.size != (SIDE, SIDE) or picture.mode not in ("L", "1"):
+                width, height = picture.size
+                raise ValueError(
+                    f"{file} is {width} × {height} of mode {picture.mode}, and 28 × 28 grey pixels (mode L) are asked for. "
+                    "In Python: PIL.Image.open(file).convert('L').resize((28, 28)).save(file)"
+                )
+            return torch.from_numpy(np.array(picture.convert("L"))).unsqueeze(0)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} is no picture: take it out of the folder") from error
