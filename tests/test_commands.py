@@ -329,6 +329,30 @@ def test_a_conditional_model_encodes_pictures_of_a_digit_that_is_named(condition
         assert written["label"].tolist() == [7, 7, 7]
 
 
+def drawn_by(directory):
+    [written] = (directory / "outputs" / "visualize").iterdir()
+    return sorted(path.name for path in written.iterdir() if path.is_file())
+
+
+def test_visualize_draws_all_that_a_model_has(trained, tmp_path, monkeypatch):
+    typed("visualize", f"checkpoint={trained}", SUBSET[1], directory=tmp_path, patch=monkeypatch)
+    names = ("interpolation", "kl", "latents", "reconstructions", "samples", "traversals")
+    assert drawn_by(tmp_path) == [f"{name}.{form}" for name in names for form in ("pdf", "png")]
+
+
+def test_visualize_draws_what_is_asked_for_of_a_conditional_model(conditional, tmp_path, monkeypatch):
+    arguments = [f"checkpoint={conditional}", SUBSET[1], "what=[manifold,latents]", "formats=[svg]", "side=3"]
+    with pytest.raises(SystemExit, match="label=None: this model is conditional; say which digit to decode, 0 to 9"):
+        typed("visualize", *arguments, directory=tmp_path, patch=monkeypatch)
+    typed("visualize", *arguments, "label=4", directory=tmp_path, patch=monkeypatch)
+    assert drawn_by(tmp_path) == ["latents.svg", "manifold.svg"]
+
+
+def test_a_manifold_of_three_latents_is_refused(trained, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"what=\[manifold\]: is drawn of two latents, and this model has 3"):
+        typed("visualize", f"checkpoint={trained}", "what=[manifold]", directory=tmp_path, patch=monkeypatch)
+
+
 def test_a_process_trains_evaluates_and_samples(tmp_path):
     """The three commands in processes of their own, in the order in which the README shows them."""
     trained = run("train", *QUICK, "trainer.accelerator=cpu", "model.latent_dim=10", "data.batch_size=64", cwd=tmp_path)

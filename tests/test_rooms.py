@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "encode", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "train_classifier"}
 ALLOWED = {
     "configuration": set(),
     "networks": set(),
@@ -24,13 +24,25 @@ ALLOWED = {
     "module": {"vae", "likelihoods", "objectives", "optimizers", "networks", "noise", "data"},
     "checkpoints": {"configuration", "module", "data", "vae"},
     "pictures": set(),
+    "plots": set(),
     "callbacks": {"callbacks", "pictures", "metrics", "objectives", "checkpoints", "vae", "module", "data"},
     "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks", "likelihoods"},
     "report": {"__version__", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
-        command: {"configuration", "experiment", "report", "evaluation", "checkpoints", "pictures", "features", "data"}
+        command: {
+            "configuration",
+            "experiment",
+            "report",
+            "evaluation",
+            "checkpoints",
+            "pictures",
+            "plots",
+            "objectives",
+            "features",
+            "data",
+        }
         for command in COMMANDS
     },
 }
