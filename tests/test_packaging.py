@@ -28,7 +28,7 @@ def test_a_wheel_runs_elsewhere_from_its_own_files(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     packed = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     assert {Path("vae_lightning/configs") / path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml")} <= packed
-    assert Path("vae_lightning/py.typed") in packed
+    assert {Path("vae_lightning/py.typed"), Path("vae_lightning/classifier.safetensors")} <= packed
 
     environment = tmp_path / "environment"
     venv.create(environment, symlinks=True)
