@@ -154,6 +154,8 @@ def test_every_figure_says_what_it_is(tmp_path, monkeypatch, capsys, settings, m
         extra = 8 if "data.dequantize=true" in settings else 0
         bits = -figures["test/elbo"] / (784 * math.log(2)) + extra
         assert figures["test/bits_per_dimension"] == pytest.approx(bits)
+        assert figures["test/bits_per_dimension_error"] == pytest.approx(figures["test/elbo_error"] / (784 * math.log(2)))
+        assert written["protocol"]["samples"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +394,11 @@ def test_without_validation_only_the_last_checkpoint_is_kept_and_tested(tmp_path
     typed("train", *QUICK, "data.val_size=0", directory=tmp_path, patch=monkeypatch)
     [directory] = (tmp_path / "outputs" / "train").iterdir()
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["last.ckpt"]
-    assert "last checkpoint" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "last checkpoint, of step 4" in shown
+    assert "none of these is a likelihood of binary images" in shown
+    with pytest.raises(SystemExit, match="error: split=val: no images are held out"):
+        evaluated(directory, tmp_path, monkeypatch, "metrics=[bound]", "split=val")
 
 
 def test_the_example_looks_at_the_test_images_and_chooses_nothing_by_them(tmp_path, monkeypatch):
@@ -501,6 +507,8 @@ MISTAKES = {
     "model.hidden_dims=[400,0]": "model.hidden_dims=[400, 0]: must be greater than 0",
     "model.optimizer_options={lr:3}": "model.optimizer_options={'lr': 3}: lr has a key of its own",
     "model.optimizer_options={epsilon:1}": "model.optimizer_options={'epsilon': 1}: ",
+    "model.schedule=cosine trainer.max_epochs=-1": "model.schedule=cosine: asks for an end, trainer.max_epochs or",
+    "model=conditional model.num_classes=5": "model.num_classes=5: the images have 10 labels, so 10 or 0",
     "model.likelihood=gaussian data.binarization=static": "data.binarization=static: black-and-white images ask for",
     "data.dequantize=true": "data.dequantize=true: makes images continuous",
     "data.dequantize=true data.binarization=static": "data.dequantize=true: spreads grey levels",
@@ -569,6 +577,8 @@ def test_a_mistake_ends_the_process_with_one_line_and_exit_code_1(tmp_path):
             ["checkpoint=x", "metrics=[nll]"],
             "metrics=['nll']: must be 'bound', 'log_marginal', 'active_units', 'mutual_information' or 'sample_quality'",
         ),
+        ("evaluate", ["checkpoint=x", "metrics=bound"], "metrics=bound: must be a valid list"),
+        ("evaluate", ["checkpoint=x", "metrics=[]"], "metrics=[]: List should have at least 1 item after validation, not 0"),
         ("evaluate", ["checkpoint=nosuch", "data.limit_test=1"], "data.limit_test=1: must be greater than or equal to 2"),
         ("evaluate", ["checkpoint=nosuch", "samples=0"], "samples=0: must be greater than 0"),
         ("sample", ["checkpoint=nosuch", "count=0"], "count=0: must be greater than 0"),

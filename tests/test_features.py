@@ -100,5 +100,8 @@ def test_the_classifier_is_trained_by_its_command(tmp_path, monkeypatch, capsys)
     [written] = tmp_path.glob("outputs/train_classifier/*/classifier.safetensors")
     with safe_open(written, "pt") as file:
         assert float(file.metadata()["test_accuracy"]) > 0.7
-        assert file.metadata()["command"] == "python -m vae_lightning.train_classifier seed=1 epochs=15 data.batch_size=128"
+        assert (
+            file.metadata()["command"]
+            == "python -m vae_lightning.train_classifier seed=1 epochs=15 data.batch_size=128 data.name=mnist_subset"
+        )
     assert "of the test images are recognised" in capsys.readouterr().out

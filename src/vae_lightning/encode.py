@@ -41,7 +41,8 @@ def main(config: DictConfig) -> None:
         batches = Batches(images, labels, torch.arange(len(images)), 1000)
     else:
         trained_with = checkpoints.load_data_settings(file)
-        batches = experiment.build_data_as_trained(config.data, trained_with, checkpoints.load_module(file)).split(split)
+        data = experiment.build_data_as_trained(config.data, trained_with, checkpoints.load_module(file))
+        batches = experiment.choose_split(data, split)
     with torch.inference_mode():
         posteriors = [vae.posterior(batch.images.to(device), batch.labels.to(device)) for batch in batches]
     loc, scale = (torch.cat([getattr(each, name).cpu() for each in posteriors]).numpy() for name in ("loc", "scale"))

@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     from vae_lightning import checkpoints, evaluation, experiment, report
 
     split = experiment.require("split", config.split, Literal["train", "val", "test"])
-    metrics = experiment.require("metrics", list(config.metrics), list[evaluation.Metric])
+    metrics = experiment.require_list("metrics", config.metrics, Annotated[list[evaluation.Metric], Field(min_length=1)])
     samples = experiment.require("samples", config.samples, PositiveInt)
     memory_mb = experiment.require("memory_mb", config.memory_mb, PositiveInt)
     limit = experiment.require("data.limit_test", config.data.limit_test, Annotated[int, Field(ge=2)] | None)
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
     module = checkpoints.load_module(file).eval().to(device)
     data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
-    images = data.split(split, limit)
+    images = experiment.choose_split(data, split, limit)
     figures = evaluation.evaluate(module, images, metrics, samples, memory_mb)
     quality = {}
     if "sample_quality" in metrics and data.shows_digits:

@@ -118,7 +118,7 @@ def _bytes_per_sample(module: VAEModule) -> int:
     mean = module.vae.sample(1)
     for handle in handles:
         handle.remove()
-    return 4 * (2 * max(sizes) + 3 * mean.numel())
+    return 4 * (2 * max(sizes) + 8 * mean.numel())
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import find_checkpoint
 from vae_lightning.configuration import TARGETS, ConfigurationError, make_run_directory, save_configuration
-from vae_lightning.data import MNISTDataModule, Seed
+from vae_lightning.data import CLASSES, Batches, MNISTDataModule, Seed
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.module import VAEModule
 
@@ -55,7 +55,12 @@ def build(config: DictConfig) -> Experiment:
     data = build_part("data", MNISTDataModule, config.data, seed=seed)
     refuse_meaningless_pairs(module, data)
     throughput = Throughput()
-    build_trainer(config, module, data, throughput, Path())  # for nothing, so that what it refuses leaves no directory behind
+    trainer = build_trainer(config, module, data, throughput, Path())  # for nothing: what it refuses leaves no directory behind
+    endless = trainer.max_epochs == -1 and trainer.max_steps == -1
+    if endless and config.model.get("schedule") in ("one_cycle", "cosine"):
+        raise ConfigurationError(
+            f"model.schedule={config.model.schedule}: asks for an end, trainer.max_epochs or trainer.max_steps"
+        )
     data.prepare_data()
     data.setup()
     directory = make_run_directory("train")
@@ -137,6 +142,10 @@ def refuse_meaningless_pairs(module: VAEModule, data: MNISTDataModule) -> None:
         kind_of_number(module.vae.family.name, data.binarization, data.dequantize)
     except ValueError as error:
         raise ConfigurationError(f"data.{error}") from error
+    if module.vae.num_classes not in (0, CLASSES):
+        raise ConfigurationError(
+            f"model.num_classes={module.vae.num_classes}: the images have {CLASSES} labels, so {CLASSES} or 0"
+        )
     if module.vae.num_classes and data.dataset == "larochelle":
         raise ConfigurationError("model.num_classes: the Larochelle split has no labels, so model.num_classes=0")
 
@@ -155,6 +164,23 @@ def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any], modu
     data.prepare_data()
     data.setup()
     return data
+
+
+def choose_split(data: MNISTDataModule, split: Literal["train", "val", "test"], limit: int | None = None) -> Batches:
+    """Return a split of data that has been read, or its first images.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    try:
+        return data.split(split, limit)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def require_list(key: str, value: Any, kind: Any) -> Any:
+    """Return a list of a configuration if it is of a type; see ``require``."""
+    return require(key, OmegaConf.to_container(value) if OmegaConf.is_list(value) else value, kind)
 
 
 def build_trainer(

@@ -129,11 +129,13 @@ def measured(
     kind = kind_of_number(family, data.binarization, data.dequantize)
     best = next((name for name in ("log_marginal", "elbo") if name in figures), None)
     if best and kind != "neither":
-        figures["bits_per_dimension"] = bits_per_dimension(figures[best], math.prod(IMAGE_SHAPE), kind == "density")
+        pixels = math.prod(IMAGE_SHAPE)
+        figures["bits_per_dimension"] = bits_per_dimension(figures[best], pixels, kind == "density")
+        figures["bits_per_dimension_error"] = figures[f"{best}_error"] / (pixels * math.log(2))
     named = {f"{split}/{name}": value for name, value in figures.items()}
     named |= {f"samples/{name}": value for name, value in quality.items()}
     run_ = {"checkpoint": str(file), "split": split, "images": count}
-    written = write_metrics(directory, named, module, data, run_, samples)
+    written = write_metrics(directory, named, module, data, run_, samples if "log_marginal" in figures else 1)
     trained_with = load_data_settings(file)
     differences = [f"{key}={trained_with[key]}" for key in PROTOCOL if trained_with[key] != getattr(data, key)]
     # Another protocol's figures would be one curve with those of the training's own.
@@ -168,10 +170,11 @@ def _rows(figures: dict[str, Any], samples: int, trained_samples: int, images: i
             f"{figures['log_marginal']:.2f} ± {figures['log_marginal_error']:.2f} over images, "
             f"± {figures['log_marginal_estimator_error']:.3f} of the estimator: a lower bound in expectation, by {samples:,} "
             f"importance samples, of which {figures['median_effective_samples']:.0f} count in the median image"
+            + (": too few, so that bound and error may be far off" if figures["median_effective_samples"] < 5 else "")
         )
     if "bits_per_dimension" in figures:
         source = "log p(x)" if "log_marginal" in figures else "the ELBO"
-        rows["bits/dimension"] = f"{figures['bits_per_dimension']:.4f}, by {source}"
+        rows["bits/dimension"] = f"{figures['bits_per_dimension']:.4f} ± {figures['bits_per_dimension_error']:.4f}, by {source}"
     if "active_units" in figures:
         kls = sorted(figures["kl_per_dimension"], reverse=True)
         shown = [f"{kl:.2f}" for kl in kls if kl >= 0.01]
@@ -181,10 +184,12 @@ def _rows(figures: dict[str, Any], samples: int, trained_samples: int, images: i
         rows["KL per latent"] = " ".join(shown)
     if "mutual_information" in figures:
         information, limit = figures["mutual_information"], figures["log_images"]
-        rows["I(x; z)"] = f"{information:.2f}, of at most log {images:,} = {limit:.2f}" + (
+        error = figures["mutual_information_error"]
+        rows["I(x; z)"] = f"{information:.2f} ± {error:.2f}, of at most log {images:,} = {limit:.2f}" + (
             ": so near its limit it says little" if limit - information < 0.5 else ""
         )
-        rows["KL(q(z), p(z))"] = f"{figures['aggregate_posterior_kl']:.2f}, the aggregate posterior's over these images"
+        kl, error = figures["aggregate_posterior_kl"], figures["aggregate_posterior_kl_error"]
+        rows["KL(q(z), p(z))"] = f"{kl:.2f} ± {error:.2f}, the aggregate posterior's over these images"
     if "sample_images" in figures:
         count = f"{figures['sample_images']:,}"
         words = "on the features of this project's digit classifier: no FID"
@@ -211,6 +216,7 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
     """Write a training run's figures, and say what was reached, where it lies and which commands show it."""
     trainer, directory = parts.trainer, parts.directory
     speed = round(parts.throughput.images_per_second)
+    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"] if checkpoint else trainer.global_step
     run = {
         "seed": parts.seed,
         "epochs": trainer.current_epoch,
@@ -219,12 +225,16 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         "test_images": parts.module.tested_images,
         "images_per_second": speed,
         "checkpoint": str(checkpoint) if checkpoint else None,
+        "checkpoint_step": step,
     }
     write_metrics(directory, figures, parts.module, parts.data, run)
     rows = {
         "epochs": f"{trainer.current_epoch} ({trainer.global_step:,} steps)",
         "images/s": f"{speed:,}",
-        "tested": f"{checkpoint.stem} checkpoint" if checkpoint else "the model as it is: no checkpoint was written",
+        "tested": f"{checkpoint.stem} checkpoint, of step {step:,}"
+        if checkpoint
+        else "the model as it is: no checkpoint was written",
+        "note": meaning(parts.module, parts.data),
     }
     places = [f"This run's files: {directory}"]
     if (directory / "images").is_dir():

@@ -50,7 +50,8 @@ def main(config: DictConfig) -> None:
     save_configuration(config, directory)
     metadata = {
         "test_accuracy": f"{accuracy:.4f}",
-        "command": f"python -m vae_lightning.train_classifier seed={seed} epochs={epochs} data.batch_size={data.batch_size}",
+        "command": f"python -m vae_lightning.train_classifier seed={seed} epochs={epochs} data.batch_size={data.batch_size} "
+        f"data.name={data.dataset}",
         "data": data.dataset,
         "torch": torch.__version__,
     }

@@ -23,8 +23,8 @@ def main(config: DictConfig) -> None:
     from vae_lightning.objectives import kl_per_dimension
 
     everything = Literal["reconstructions", "samples", "manifold", "traversals", "interpolation", "latents", "kl"]
-    asked = experiment.require("what", None if config.what is None else list(config.what), list[everything] | None)
-    formats = experiment.require("formats", list(config.formats), list[Literal["png", "pdf", "svg"]])
+    asked = experiment.require_list("what", config.what, list[everything] | None)
+    formats = experiment.require_list("formats", config.formats, list[Literal["png", "pdf", "svg"]])
     split = experiment.require("split", config.split, Literal["train", "val", "test"])
     label = experiment.require("label", config.label, NonNegativeInt | None)
     side = experiment.require("side", config.side, PositiveInt)
@@ -38,8 +38,8 @@ def main(config: DictConfig) -> None:
         raise ConfigurationError(
             f"label={label}: this model is conditional; say which digit to decode, 0 to {vae.num_classes - 1}"
         )
-    batches = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module).split(split)
-    shown = list(batches)
+    data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
+    shown = list(experiment.choose_split(data, split))
     posteriors = [vae.posterior(batch.images, batch.labels) for batch in shown]
     images, labels = (torch.cat([getattr(batch, name) for batch in shown]) for name in ("images", "labels"))
     loc = torch.cat([posterior.loc for posterior in posteriors])

@@ -2,6 +2,6 @@
 
 from vae_lightning.data.batches import Batch, Batches, Seed, keyed_generator
 from vae_lightning.data.folder import read_folder
-from vae_lightning.data.mnist import MNISTDataModule
+from vae_lightning.data.mnist import CLASSES, MNISTDataModule
 
-__all__ = ["Batch", "Batches", "MNISTDataModule", "Seed", "keyed_generator", "read_folder"]
+__all__ = ["CLASSES", "Batch", "Batches", "MNISTDataModule", "Seed", "keyed_generator", "read_folder"]

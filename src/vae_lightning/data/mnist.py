@@ -11,6 +11,9 @@ from torch import Tensor
 from vae_lightning.data.batches import Batch, Batches, Seed, ShuffledBatches, binarize, dequantize, keyed_generator
 from vae_lightning.data.sources import DATASETS, data_folder, fetch, read
 
+CLASSES = 10
+"""Labels of MNIST and its relatives."""
+
 LAROCHELLE_VALIDATION = 10_000
 """Validation images of the Larochelle split."""
 

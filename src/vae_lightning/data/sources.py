@@ -177,6 +177,7 @@ def fetch(name: str, folder: Path) -> None:
     except OSError as error:
         raise DatasetUnavailable(f"{folder} can't be written ({error.strerror}): name another with data.dir=…") from error
     if missing:
+        reasons += [f"{name} is there, but not what it should be" for name in missing if (folder / name).exists()]
         with contextlib.suppress(OSError):  # not empty: some files came
             (folder / ".lock").unlink()
             for path in made:
