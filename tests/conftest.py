@@ -49,11 +49,15 @@ def typed(command, *arguments, directory, patch):
     main()
 
 
+def train_in(directory, *arguments):
+    """Train on the 600 digits in a directory, by the real command in this process, and return the run's directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        typed("train", *SUBSET, *arguments, directory=directory, patch=patch)
+    [run_directory] = (directory / "outputs" / "train").iterdir()
+    return run_directory
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The run directory of a small model trained for two epochs, by the real command in this process."""
-    directory = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        typed("train", *SUBSET, "trainer.max_epochs=2", "model.latent_dim=3", directory=directory, patch=patch)
-    [run_directory] = (directory / "outputs" / "train").iterdir()
-    return run_directory
+    return train_in(tmp_path_factory.mktemp("trained"), "trainer.max_epochs=2", "model.latent_dim=3")

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import vae_lightning
-from conftest import DATA, SUBSET, run, typed
+from conftest import DATA, SUBSET, run, train_in, typed
 from vae_lightning import MNISTDataModule
 from vae_lightning.data.sources import read
 from vae_lightning.noise import evaluation_noise
@@ -160,11 +160,7 @@ def test_every_figure_says_what_it_is(tmp_path, monkeypatch, capsys, settings, m
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("conditional")
-    with pytest.MonkeyPatch.context() as patch:
-        typed("train", *QUICK, "model=conditional", "model.latent_dim=2", directory=directory, patch=patch)
-    [run_directory] = (directory / "outputs" / "train").iterdir()
-    return run_directory
+    return train_in(tmp_path_factory.mktemp("conditional"), QUICK[-1], "model=conditional", "model.latent_dim=2")
 
 
 def test_a_conditional_model_draws_the_label_that_is_asked_for(conditional, tmp_path, monkeypatch):
