@@ -536,6 +536,19 @@ def test_a_wrong_value_is_told_in_a_line_or_two_and_leaves_nothing_behind(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_leaves_the_empty_directory_that_the_user_had_made(tmp_path, monkeypatch):
+    mine = tmp_path / "scratch" / "mine"
+    mine.mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    for named in (mine, mine / "new" / "run"):
+        with pytest.raises(SystemExit, match=r"model\.latent_dim=0"):
+            typed(
+                "train", *SUBSET, f"hydra.run.dir={named}", "model.latent_dim=0", directory=tmp_path / "here", patch=monkeypatch
+            )
+        assert mine.is_dir()
+        assert not list(mine.iterdir())
+
+
 def test_a_sweep_whose_values_are_all_wrong_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit, match=r"model\.latent_dim=0: must be"):
         typed("train", *SUBSET, "model.latent_dim=0,-1", "--multirun", directory=tmp_path, patch=monkeypatch)

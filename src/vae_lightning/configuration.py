@@ -109,6 +109,9 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         if (CONFIGS / group).is_dir() and (override.startswith("~") or override.endswith("=null")):
             options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
             raise ConfigurationError(f"{override}: a group can't be left out; choose from {options}")
+    prefixes = ("hydra.run.dir=", "hydra.sweep.dir=")
+    named = next((each.partition("=")[2].strip("'\"") for each in typed.overrides if each.startswith(prefixes)), ".")
+    standing = next(path for path in (Path(named).absolute(), *Path(named).absolute().parents) if path.exists())
     sweep = None
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
         _check_sweep(name, typed)
@@ -123,7 +126,7 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
             check(name, config, list(HydraConfig.get().overrides.task))
             task(config)
         except Exception as error:
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra says which job it was, and goes on with the others
             failures.append(error)
@@ -133,7 +136,7 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     finally:
         if sweep and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job got as far as a directory
             (sweep / "multirun.yaml").unlink()
-            _remove_if_empty(sweep)
+            _remove_if_empty(sweep, Path.cwd())
     if failures:
         raise failures[0]  # here, where Hydra adds no lines of its own to it
 
@@ -274,11 +277,11 @@ def make_directory(parent: Path) -> Path:
     raise AssertionError  # itertools.count does not end
 
 
-def _remove_if_empty(directory: Path) -> None:
-    """Remove a directory that Hydra made for a run which came to nothing, and those above it, while they are empty."""
-    directory = directory.resolve()
+def _remove_if_empty(directory: Path, standing: Path) -> None:
+    """Remove a directory that was made for a run which came to nothing, and those above it up to what stood before."""
+    directory, standing = directory.resolve(), standing.resolve()
     with suppress(OSError):
-        while directory != Path.cwd():
+        while directory.is_relative_to(standing) and directory != standing:
             directory.rmdir()
             directory = directory.parent
 
