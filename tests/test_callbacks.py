@@ -1,25 +1,30 @@
 """Pictures that compare across epochs and disturb nothing; progress that counts right."""
 
+import io
 import logging
+import re
+import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
+from google.protobuf import text_format
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from vae_lightning import VAEModule
-from vae_lightning.callbacks import LatentUse, PriorSamples, Progress, Reconstructions
+from vae_lightning.callbacks import Dashboard, LatentPicture, LatentUse, PriorSamples, Progress, Projector, Reconstructions
 from vae_lightning.callbacks.latents import SETTLING_STEPS
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.pictures import grid, reconstruction_grid, sample_grid
+from vae_lightning.provenance import commit_of
 
 
-def fit(subset, tmp_path, *callbacks, epochs=2, logger=False, **settings):
+def fit(subset, tmp_path, *callbacks, epochs=2, logger=False, latent_dim=3, **settings):
     torch.manual_seed(0)
-    module = VAEModule(latent_dim=3, hidden_dims=[20])
+    module = VAEModule(latent_dim=latent_dim, hidden_dims=[20])
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(
         default_root_dir=tmp_path,
@@ -35,7 +40,11 @@ def fit(subset, tmp_path, *callbacks, epochs=2, logger=False, **settings):
 
 
 def read(file):
-    return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+
+
+def read_bytes(content):
+    return read(io.BytesIO(content))
 
 
 def test_pictures_are_written_after_every_epoch_as_files_and_to_tensorboard(subset, tmp_path):
@@ -58,7 +67,7 @@ def test_pictures_come_as_often_as_asked_for(subset, tmp_path):
 def test_pictures_change_neither_the_weights_nor_the_random_state_nor_the_mode(subset, tmp_path):
     without = fit(subset, tmp_path)
     state = torch.get_rng_state()
-    with_pictures = fit(subset, tmp_path, Reconstructions(), PriorSamples())
+    with_pictures = fit(subset, tmp_path, Reconstructions(), PriorSamples(), LatentPicture("traversals", every_n_epochs=1))
     assert torch.equal(state, torch.get_rng_state())
     assert with_pictures.training
     for ours, theirs in zip(with_pictures.parameters(), without.parameters(), strict=True):
@@ -133,6 +142,72 @@ def test_throughput_counts_training_images_and_leaves_validation_out(subset, tmp
 def test_callbacks_refuse_values_that_mean_nothing(wrong):
     with pytest.raises(ValueError, match="validation error"):
         PriorSamples(**wrong)
+
+
+def test_the_other_pictures_come_once_at_the_end_or_as_often_as_asked_for(subset, tmp_path):
+    fit(subset, tmp_path, LatentPicture("traversals"), LatentPicture("kl", every_n_epochs=2), epochs=5)
+    names = sorted(file.name for file in (tmp_path / "images").iterdir())
+    assert names == ["kl_002.png", "kl_004.png", "traversals_005.png"]
+
+
+def test_only_two_latents_have_a_manifold(subset, tmp_path):
+    fit(subset, tmp_path, LatentPicture("manifold"), epochs=1)
+    assert not (tmp_path / "images").exists()
+    fit(subset, tmp_path, LatentPicture("manifold"), epochs=1, latent_dim=2)
+    assert (tmp_path / "images" / "manifold_001.png").is_file()
+
+
+def test_a_plot_is_the_same_picture_in_the_dashboard_and_as_a_file(subset, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    fit(subset, tmp_path, LatentPicture("latents"), epochs=1, logger=logger)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    [shown] = events.Images("images/latents")
+    decoded = read_bytes(shown.encoded_image_string)
+    assert torch.equal(decoded, read_bytes((tmp_path / "images" / "latents_001.png").read_bytes()))
+    assert len(decoded.unique()) > 10
+
+
+def test_the_projector_gets_codes_labels_and_digits(subset, tmp_path):
+    from tensorboard.plugins.projector import projector_config_pb2
+
+    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    module = fit(subset, tmp_path, Projector(count=50), epochs=1, logger=logger)
+    folder = tmp_path / "tensorboard"
+    config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), projector_config_pb2.ProjectorConfig())
+    [embedding] = config.embeddings
+    assert embedding.tensor_name.startswith("posterior_means")
+    rows = [list(map(float, line.split())) for line in (folder / embedding.tensor_path).read_text().splitlines()]
+    images = subset.images["test"][:50] / 255
+    torch.testing.assert_close(torch.tensor(rows), module.vae.posterior(images).loc.detach())
+    labels = (folder / embedding.metadata_path).read_text().split()
+    assert labels == [str(label) for label in subset.labels["test"][:50].tolist()]
+    sprite = read(folder / embedding.sprite.image_path)[0]
+    assert torch.equal(sprite[:28, 28:56], subset.images["test"][1, 0])
+
+
+def test_without_tensorboard_there_is_no_dashboard_to_fill(subset, tmp_path):
+    fit(subset, tmp_path, Projector(), Dashboard(), epochs=1)
+    assert not list(tmp_path.rglob("*.tsv"))
+
+
+def test_a_commit_is_told_of_a_checkout_only(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    file = tmp_path / "module.py"
+    file.write_text("x = 1")
+    assert commit_of(file) is None  # no repository
+    git("init")
+    assert commit_of(file) is None  # a repository that doesn't track it
+    git("add", "module.py")
+    git("commit", "-m", "Add it")
+    clean = commit_of(file)
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    file.write_text("x = 2")
+    assert commit_of(file) == f"{clean} with changes"
 
 
 # -- latents ----------------------------------------------------------------------------------------------------------

@@ -20,12 +20,13 @@ from vae_lightning.data.sources import read
 from vae_lightning.noise import evaluation_noise
 from vae_lightning.objectives import log_ratio
 
-QUICK = [*SUBSET, "trainer.max_epochs=1"]
+QUICK = [*SUBSET, "trainer.max_epochs=1", "callbacks=minimal"]
 
 
 def test_a_run_leaves_what_the_plan_says(trained):
     found = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     pictures = {f"images/{kind}_{epoch:03d}.png" for kind in ("prior_samples", "reconstructions") for epoch in (1, 2)}
+    pictures |= {f"images/{kind}_002.png" for kind in ("traversals", "interpolation", "latents", "kl")}  # once, at the end
     assert {"metrics.json", "train.log", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} | pictures <= found
     assert {".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"} <= found
     assert any(name.startswith("tensorboard/events") for name in found)
@@ -100,6 +101,54 @@ def test_another_protocol_or_split_can_be_asked_for_and_is_named(trained, tmp_pa
     assert "another than in training, which had binarization=none" in shown
 
 
+def test_the_hparams_tab_has_the_settings_and_the_final_figures_of_a_run(trained, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    figures = evaluated(trained, tmp_path, monkeypatch, "samples=3", "data.limit_test=10")["figures"]
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    content = events.summary_metadata
+    started = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG].plugin_data.content)
+    assert started.hparams["model.latent_dim"].number_value == 3
+    assert started.hparams["model.hidden_dims"].string_value == "[400]"
+    assert started.hparams["data.binarization"].string_value == "none"
+    assert started.hparams["trainer.max_epochs"].number_value == 2
+    assert started.hparams["seed"].number_value == 1
+    experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG].plugin_data.content)
+    tags = [metric.name.tag for metric in experiment.metric_infos]
+    assert tags == ["test/elbo", "test/kl", "test/active_units", "evaluate/test/log_marginal"]
+    assert set(tags) <= set(events.Tags()["scalars"])
+    theirs = json.loads((trained / "metrics.json").read_text())["figures"]
+    for tag in ("test/elbo", "test/kl"):
+        assert events.Scalars(tag)[-1].value == pytest.approx(theirs[tag], rel=1e-6)
+    assert 0 <= events.Scalars("test/active_units")[-1].value <= 3
+    measured = events.Scalars("evaluate/test/log_marginal")[-1].value
+    assert measured == pytest.approx(figures["test/log_marginal"], rel=1e-6)
+
+
+def test_a_card_says_how_the_run_was_made(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    [card] = events.Tensors("run/text_summary")
+    text = card.tensor_proto.string_val[0].decode()
+    for words in ("model.latent_dim=3", torch.__version__, "cpu", "| vae_lightning | `0.1.0` |"):
+        assert words in text
+
+
+def test_training_and_validation_of_a_quantity_share_a_chart(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    [written] = events.Tensors("custom_scalars__config__")
+    [category] = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert charts == {name: [f"train/{name}", f"val/{name}"] for name in ("elbo", "log_likelihood", "kl", "loss")}
+    drawn = set(events.Tags()["scalars"])
+    assert {f"val/{name}" for name in charts} <= drawn
+
+
 def test_an_evaluation_is_shown_in_the_training_runs_dashboard(trained, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -160,7 +209,7 @@ def test_every_figure_says_what_it_is(tmp_path, monkeypatch, capsys, settings, m
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory):
-    return train_in(tmp_path_factory.mktemp("conditional"), QUICK[-1], "model=conditional", "model.latent_dim=2")
+    return train_in(tmp_path_factory.mktemp("conditional"), *QUICK[2:], "model=conditional", "model.latent_dim=2")
 
 
 def test_a_conditional_model_draws_the_label_that_is_asked_for(conditional, tmp_path, monkeypatch):
@@ -338,6 +387,15 @@ def test_visualize_draws_all_that_a_model_has(trained, tmp_path, monkeypatch):
     assert drawn_by(tmp_path) == [f"{name}.{form}" for name in names for form in ("pdf", "png")]
 
 
+def test_visualize_draws_what_the_training_drew_at_its_end(trained, tmp_path, monkeypatch):
+    last = f"checkpoint={trained}/checkpoints/last.ckpt"
+    arguments = [last, SUBSET[1], "what=[traversals,interpolation]", "formats=[png]"]
+    typed("visualize", *arguments, directory=tmp_path, patch=monkeypatch)
+    [written] = (tmp_path / "outputs" / "visualize").iterdir()
+    for name in ("traversals", "interpolation"):
+        assert (written / f"{name}.png").read_bytes() == (trained / "images" / f"{name}_002.png").read_bytes()
+
+
 def test_visualize_draws_what_is_asked_for_of_a_conditional_model(conditional, tmp_path, monkeypatch):
     arguments = [f"checkpoint={conditional}", SUBSET[1], "what=[manifold,latents]", "formats=[svg]", "side=3"]
     with pytest.raises(SystemExit, match="label=None: this model is conditional; say which digit to decode, 0 to 9"):
@@ -371,10 +429,8 @@ def test_a_process_trains_evaluates_and_samples(tmp_path):
 def test_a_fast_dev_run_passes_through_every_part(tmp_path, monkeypatch):
     typed("train", *SUBSET, "trainer.fast_dev_run=true", directory=tmp_path, patch=monkeypatch)
     [directory] = (tmp_path / "outputs" / "train").iterdir()
-    assert sorted(path.name for path in (directory / "images").iterdir()) == [
-        "prior_samples_001.png",
-        "reconstructions_001.png",
-    ]
+    names = ("interpolation", "kl", "latents", "prior_samples", "reconstructions", "traversals")
+    assert sorted(path.name for path in (directory / "images").iterdir()) == [f"{name}_001.png" for name in names]
     assert json.loads((directory / "metrics.json").read_text())["run"]["steps"] == 1
 
 
@@ -412,10 +468,13 @@ def test_the_example_looks_at_the_test_images_and_chooses_nothing_by_them(tmp_pa
 
 
 def test_callbacks_can_be_left_out_by_name(tmp_path, monkeypatch):
-    arguments = ["~callbacks.prior_samples", "callbacks.reconstructions=null", "~callbacks.best"]
-    typed("train", *QUICK, *arguments, directory=tmp_path, patch=monkeypatch)
+    kept = ("reconstructions", "kl_bars", "projector")
+    without = [f"~callbacks.{name}" for name in ("prior_samples", "traversals", "interpolation", "latent_map", "best")]
+    arguments = [*without, *(f"callbacks.{name}=null" for name in kept)]
+    typed("train", *SUBSET, "trainer.max_epochs=1", *arguments, directory=tmp_path, patch=monkeypatch)
     [directory] = (tmp_path / "outputs" / "train").iterdir()
     assert not (directory / "images").exists()
+    assert not list(directory.rglob("sprite.png"))
     assert [path.name for path in (directory / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
@@ -435,7 +494,7 @@ def test_a_run_directory_of_ones_own_must_be_empty(tmp_path, monkeypatch):
 
 
 def test_a_sweep_gives_each_job_a_directory(tmp_path, monkeypatch):
-    typed("train", *SUBSET, "--multirun", "model.latent_dim=2,3", QUICK[-1], directory=tmp_path, patch=monkeypatch)
+    typed("train", *SUBSET, "--multirun", "model.latent_dim=2,3", *QUICK[2:], directory=tmp_path, patch=monkeypatch)
     jobs = sorted(tmp_path.glob("outputs/multirun/*/*/metrics.json"))
     assert [path.parent.name for path in jobs] == ["0", "1"]
     dims = [yaml.safe_load((path.parent / ".hydra/config.yaml").read_text())["model"]["latent_dim"] for path in jobs]

@@ -93,7 +93,7 @@ MISTAKES = {
     "modle.latent_dim=3": "unknown key modle.latent_dim: did you mean model.latent_dim?",
     "latent_dim=3": "unknown key latent_dim: did you mean model.latent_dim?",
     "modle=vae": "unknown key modle: did you mean model?",
-    "~callbacks.nosuch": "unknown key callbacks.nosuch: callbacks has best, last, latents, prior_samples, pro",
+    "~callbacks.nosuch": "unknown key callbacks.nosuch: callbacks has best, dashboard, interpolation, kl_bars, last, lat",
     "model=nosuch": "model=nosuch: there is none of that name; choose from conditional, convolutional, vae",
     "experiment=nosuch": "experiment=nosuch: there is none of that name; choose from aevb, iwae, jaanli, pytorch_example",
     "latent": "'latent' is no override: write key=value",

@@ -25,10 +25,12 @@ ALLOWED = {
     "checkpoints": {"configuration", "module", "data", "vae"},
     "pictures": set(),
     "plots": set(),
-    "callbacks": {"callbacks", "pictures", "metrics", "objectives", "checkpoints", "vae", "module", "data"},
+    "gallery": {"pictures", "plots", "objectives", "vae", "data"},
+    "provenance": {"__version__"},
+    "callbacks": {"callbacks", "pictures", "plots", "gallery", "provenance", "metrics", "checkpoints", "vae", "module", "data"},
     "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks", "likelihoods"},
-    "report": {"__version__", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},
+    "report": {"provenance", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
         command: {
@@ -39,7 +41,7 @@ ALLOWED = {
             "checkpoints",
             "pictures",
             "plots",
-            "objectives",
+            "gallery",
             "features",
             "data",
         }

@@ -37,9 +37,12 @@ TARGETS = frozenset(
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.loggers.CSVLogger",
         "lightning.pytorch.loggers.TensorBoardLogger",
+        "vae_lightning.callbacks.Dashboard",
+        "vae_lightning.callbacks.LatentPicture",
         "vae_lightning.callbacks.LatentUse",
         "vae_lightning.callbacks.PriorSamples",
         "vae_lightning.callbacks.Progress",
+        "vae_lightning.callbacks.Projector",
         "vae_lightning.callbacks.Reconstructions",
     }
 )

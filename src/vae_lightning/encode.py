@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     import torch
     from pydantic import NonNegativeInt
 
-    from vae_lightning import checkpoints, experiment
+    from vae_lightning import checkpoints, experiment, gallery
     from vae_lightning.data import Batches, read_folder
 
     split = experiment.require("split", config.split, Literal["train", "val", "test"])
@@ -43,11 +43,9 @@ def main(config: DictConfig) -> None:
         trained_with = checkpoints.load_data_settings(file)
         data = experiment.build_data_as_trained(config.data, trained_with, checkpoints.load_module(file))
         batches = experiment.choose_split(data, split)
-    with torch.inference_mode():
-        posteriors = [vae.posterior(batch.images.to(device), batch.labels.to(device)) for batch in batches]
-    loc, scale = (torch.cat([getattr(each, name).cpu() for each in posteriors]).numpy() for name in ("loc", "scale"))
+    encoded = gallery.encode(vae, batches)
+    labels_, loc, scale = (getattr(encoded, name).numpy() for name in ("labels", "loc", "scale"))
     indices = batches.indices.numpy()
-    labels_ = batches.labels[batches.indices].numpy()
     directory = make_run_directory("encode")
     save_configuration(config, directory)
     columns = {"index": indices, "label": labels_, "loc": loc, "scale": scale}

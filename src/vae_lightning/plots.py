@@ -1,6 +1,8 @@
 """Figures with axes, and pictures as figures: what is written as PDF and SVG as well."""
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -50,3 +52,13 @@ def figure_of(picture: Tensor) -> Figure:
     axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest", vmin=0, vmax=1)
     axes.axis("off")
     return figure
+
+
+def rasterize(figure: Figure, dpi: int = 100) -> Tensor:
+    """Return the pixels of a figure: ``[3, H, W]`` in [0, 1]."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    colours = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    pixels: Tensor = torch.from_numpy(colours.copy()).permute(2, 0, 1) / 255
+    return pixels

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import platform
 import shlex
 import shutil
 import sys
@@ -14,12 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from vae_lightning import __version__
 from vae_lightning.checkpoints import load_data_settings
 from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
@@ -27,6 +24,7 @@ from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.metrics import ACTIVE_VARIANCE, bits_per_dimension
 from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.noise import EVALUATION_SEED
+from vae_lightning.provenance import versions
 
 log = logging.getLogger(__name__)
 
@@ -83,18 +81,12 @@ def write_metrics(
         "samples": samples,
         "evaluation_seed": EVALUATION_SEED,
     }
-    versions = {
-        "vae_lightning": __version__,
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "python": platform.python_version(),
-    }
     content = {
         "figures": figures,
         "units": "nats per image, but for shares, counts, bits and distances",
         "protocol": protocol,
         "run": run,
-        "versions": versions,
+        "versions": versions(),
     }
     file = directory / "metrics.json"
     file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,8 @@
-"""What happens around training: pictures, the use of the latents, progress."""
+"""What happens around training: pictures, dashboards, the use of the latents, progress."""
 
+from vae_lightning.callbacks.dashboard import Dashboard, Projector
 from vae_lightning.callbacks.latents import LatentUse
-from vae_lightning.callbacks.pictures import PriorSamples, Reconstructions
+from vae_lightning.callbacks.pictures import LatentPicture, PriorSamples, Reconstructions
 from vae_lightning.callbacks.progress import Progress
 
-__all__ = ["LatentUse", "PriorSamples", "Progress", "Reconstructions"]
+__all__ = ["Dashboard", "LatentPicture", "LatentUse", "PriorSamples", "Progress", "Projector", "Reconstructions"]

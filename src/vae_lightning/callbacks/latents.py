@@ -1,15 +1,17 @@
 """Which latents a model uses while it trains, and a warning when it stops using them."""
 
 import logging
+from itertools import islice
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ConfigDict, PositiveInt, validate_call
 from torch import Tensor
 
+from vae_lightning.callbacks.pictures import Look
+from vae_lightning.gallery import encode
 from vae_lightning.metrics import active
-from vae_lightning.objectives import kl_per_dimension
 from vae_lightning.vae import VAE
 
 log = logging.getLogger(__name__)
@@ -21,32 +23,32 @@ SETTLING_STEPS = 500
 """Optimiser steps before which no warning is given: at first no latent is in use yet."""
 
 
-class LatentUse(Callback):
+class LatentUse(Look):
     """Logs the KL of each latent as a histogram and the number of active latents, and warns once if they collapse."""
 
     @validate_call(config=ConfigDict(strict=True))
-    def __init__(self, every_n_epochs: PositiveInt = 1, count: PositiveInt = 1000) -> None:
+    def __init__(self, every_n_epochs: PositiveInt | None = 1, count: PositiveInt = 1000) -> None:
         """Take how often to look, and at how many validation images."""
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.count = count
         self._last_used: Tensor | None = None  # the last epoch in which each latent was in use; 0: never
         self._warned = False
 
-    @torch.no_grad()
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
         """Look at the posteriors of the first validation images, always the same."""
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs:
-            return
-        vae: VAE = pl_module.vae  # type: ignore[assignment]
-        examples = trainer.datamodule.examples(self.count)  # type: ignore[attr-defined]
-        posterior = vae.posterior(examples.images.to(vae.prior_loc), examples.labels.to(vae.prior_loc.device))
-        kl = kl_per_dimension(posterior, vae.prior).mean(0).float().cpu()
+        encoded = encode(vae, [trainer.datamodule.examples(self.count)])  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            logger.log_metrics({"latents/active_units": int(active(posterior.loc).sum())}, step=trainer.global_step)
+            logger.log_metrics({"latents/active_units": int(active(encoded.loc).sum())}, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_histogram("latents/kl", kl, trainer.global_step)
-        self._warn(kl, epoch, trainer.global_step)
+                logger.experiment.add_histogram("latents/kl", encoded.kl, trainer.global_step)
+        self._warn(encoded.kl, epoch, trainer.global_step)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the number of active latents of what is tested, over the images that it is tested on."""
+        tested = islice(trainer.test_dataloaders, int(trainer.num_test_batches[0]))  # type: ignore[arg-type]
+        count = int(active(encode(pl_module.vae, tested).loc).sum())  # type: ignore[arg-type]
+        for logger in trainer.loggers:
+            logger.log_metrics({"test/active_units": count}, step=trainer.global_step)
 
     def _warn(self, kl: Tensor, epoch: int, step: int) -> None:
         """Say once that all latents have collapsed, or a third of those that were in use."""

@@ -1,61 +1,83 @@
-"""Pictures after an epoch, in TensorBoard and as PNG files, drawn so that epochs and runs compare."""
+"""Pictures during training, in TensorBoard and as PNG files, drawn so that epochs and runs compare."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from pydantic import ConfigDict, PositiveInt, validate_call
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
+from vae_lightning import gallery
 from vae_lightning.pictures import reconstruction_grid, sample_grid, save_png
 from vae_lightning.vae import VAE
 
-PRIOR_SEED = 0
-"""Seed of the latents of the prior samples: the same latents in every epoch and every run."""
 
+class Look(Callback, ABC):
+    """Looks at the model every ``every_n_epochs`` epochs, or once at the end of the training, and changes nothing.
 
-class EpochPicture(Callback, ABC):
-    """Draws a picture every ``every_n_epochs`` epochs, leaving the model's mode and the random state as they were."""
+    The model is in evaluation mode meanwhile; its mode and the random state are left as they were.
+    """
 
-    name: str
-
-    def __init__(self, every_n_epochs: int, count: int) -> None:
-        """Take how often to draw, and how many images to show."""
+    def __init__(self, every_n_epochs: int | None) -> None:
+        """Take how often to look; None: once at the end."""
         self.every_n_epochs = every_n_epochs
-        self.count = count
 
     @abstractmethod
-    def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
-        """Return the picture, ``[3, H, W]`` in [0, 1]; the model is in evaluation mode."""
+    def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
+        """Look at the model after so many epochs."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, and write to ``images/`` in the run directory and to TensorBoard."""
+        """Look, if it is time."""
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs or not trainer.is_global_zero:
+        if self.every_n_epochs and not epoch % self.every_n_epochs:
+            self._look(trainer, pl_module, epoch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look, if only the end was asked for."""
+        if not self.every_n_epochs:
+            self._look(trainer, pl_module, trainer.current_epoch)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        if not trainer.is_global_zero:
             return
         training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            vae: VAE = pl_module.vae  # type: ignore[assignment]
-            picture = self.draw(trainer, vae).float().cpu()
+            self.look(trainer, pl_module.vae, epoch)  # type: ignore[arg-type]
         pl_module.train(training)
+
+
+class Picture(Look):
+    """Writes a picture to ``images/`` in the run directory and to TensorBoard."""
+
+    name: str
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
+        """Return the picture, ``[3, H, W]`` in [0, 1]."""
+
+    def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
+        """Draw and write."""
+        picture = self.draw(trainer, vae).float().cpu()
         save_png(picture, Path(trainer.default_root_dir) / "images" / f"{self.name}_{epoch:03d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"images/{self.name}", picture, trainer.global_step)
 
 
-class Reconstructions(EpochPicture):
+class Reconstructions(Picture):
     """Originals above their reconstructions, always the same validation images."""
 
     name = "reconstructions"
 
     @validate_call(config=ConfigDict(strict=True))
-    def __init__(self, every_n_epochs: PositiveInt = 1, count: PositiveInt = 16) -> None:
+    def __init__(self, every_n_epochs: PositiveInt | None = 1, count: PositiveInt = 16) -> None:
         """Take how often to draw, and how many images to show."""
-        super().__init__(every_n_epochs, count)
+        super().__init__(every_n_epochs)
+        self.count = count
 
     def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
         """Return the picture, ``[3, H, W]`` in [0, 1]."""
@@ -64,16 +86,51 @@ class Reconstructions(EpochPicture):
         return reconstruction_grid(images, vae.reconstruct(images, labels))
 
 
-class PriorSamples(EpochPicture):
+class PriorSamples(Picture):
     """Images decoded from the prior, always from the same latents."""
 
     name = "prior_samples"
 
     @validate_call(config=ConfigDict(strict=True))
-    def __init__(self, every_n_epochs: PositiveInt = 1, count: PositiveInt = 64) -> None:
+    def __init__(self, every_n_epochs: PositiveInt | None = 1, count: PositiveInt = 64) -> None:
         """Take how often to draw, and how many images to show."""
-        super().__init__(every_n_epochs, count)
+        super().__init__(every_n_epochs)
+        self.count = count
 
     def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
         """Return the picture, ``[3, H, W]`` in [0, 1]."""
-        return sample_grid(vae.sample(self.count, generator=torch.Generator().manual_seed(PRIOR_SEED)))
+        return sample_grid(vae.sample(self.count, generator=torch.Generator().manual_seed(gallery.PRIOR_SEED)))
+
+
+class LatentPicture(Picture):
+    """What ``visualize`` draws of the latents, during training: of the first test images, by which nothing is chosen."""
+
+    @validate_call(config=ConfigDict(strict=True))
+    def __init__(
+        self,
+        what: Literal["manifold", "traversals", "interpolation", "latents", "kl"],
+        every_n_epochs: PositiveInt | None = None,
+        count: PositiveInt = 2000,
+        label: NonNegativeInt = 0,
+    ) -> None:
+        """Take what to draw, how often, of how many images, and which digit a conditional model decodes."""
+        super().__init__(every_n_epochs)
+        self.name = what
+        self.what: gallery.Drawing = what
+        self.count = count
+        self.label = label
+
+    def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
+        """Draw and write, if the model has such a picture."""
+        if self.what in gallery.drawings_of(vae):
+            super().look(trainer, vae, epoch)
+
+    def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
+        """Return the picture, ``[3, H, W]`` in [0, 1]."""
+        encoded = gallery.encode(vae, trainer.datamodule.split("test", self.count))  # type: ignore[attr-defined]
+        drawn = gallery.draw(self.what, vae, encoded, self.label)
+        if isinstance(drawn, Tensor):
+            return drawn
+        from vae_lightning.plots import rasterize  # matplotlib is loaded now
+
+        return rasterize(drawn)

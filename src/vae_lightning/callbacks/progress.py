@@ -61,16 +61,19 @@ class Progress(Callback):
         self._line = f"epoch {trainer.current_epoch + 1}{last}"
         self._started = time.perf_counter()
         self._validated = False
-        batches = int(trainer.num_training_batches)
-        self._bar = tqdm(total=batches, desc=self._line, unit=" batches", leave=False, dynamic_ncols=True, disable=None)
+        images = int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        self._bar = tqdm(total=images, desc=self._line, unit=" images", leave=False, dynamic_ncols=True, disable=None)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Move the bar on."""
         if self._bar is None or self._bar.disable:
             return
         # Drawn ten times a second at most; looking up a figure costs as much as a tenth of a step, so it waits for a drawing.
-        if self._bar.update() and (loss := trainer.callback_metrics.get("train/loss")) is not None:
-            self._bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
+        if self._bar.update(len(batch.images)) and "train/elbo" in (published := trainer.callback_metrics):
+            figures = f"loss {published['train/loss']:.2f}, ELBO {published['train/elbo']:.2f}"
+            self._bar.set_postfix_str(figures, refresh=False)
 
     def on_validation_end(self, *_: Any) -> None:
         """Note that this epoch has a figure of its own."""

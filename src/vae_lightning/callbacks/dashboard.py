@@ -1,0 +1,88 @@
+"""What TensorBoard shows beside scalars and pictures: how the run was made, what it came to, where each image's code lies."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+from pydantic import ConfigDict, PositiveInt, validate_call
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from vae_lightning import gallery
+from vae_lightning.callbacks.pictures import Look
+from vae_lightning.provenance import versions
+from vae_lightning.vae import VAE
+
+MEASURED = ("test/elbo", "test/kl", "test/active_units", "evaluate/test/log_marginal")
+"""The figures of the HParams tab; the last is there once ``evaluate`` has measured it."""
+
+TRAINER_SETTINGS = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision")
+
+
+class Dashboard(Callback):
+    """Says how the run was made, puts training and validation of a quantity into one chart, and fills the HParams tab."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the card ``run`` and the layout of the custom scalars."""
+        charts = {name: ["Multiline", [f"train/{name}", f"val/{name}"]] for name in ("elbo", "log_likelihood", "kl", "loss")}
+        for writer in _writers(trainer):
+            writer.add_text("run", _card(trainer), 0)
+            writer.add_custom_scalars({"training and validation, nats per image": charts})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the hyper-parameters beside the final figures."""
+        values = {f"model.{key}": value for key, value in pl_module.hparams.items() if key != "seed"}
+        values |= {f"data.{key}": value for key, value in trainer.datamodule.hparams.items() if key != "seed"}  # type: ignore[attr-defined]
+        values |= {f"trainer.{key}": getattr(trainer, key) for key in TRAINER_SETTINGS}
+        values["seed"] = pl_module.hparams["seed"]
+        for writer in _writers(trainer):
+            # SummaryWriter.add_hparams would make a run of its own for them.
+            file = writer._get_file_writer()  # type: ignore[no-untyped-call]
+            for summary in hparams({key: _plain(value) for key, value in values.items()}, dict.fromkeys(MEASURED, 0.0)):  # type: ignore[no-untyped-call]
+                file.add_summary(summary)
+            writer.flush()
+
+
+class Projector(Look):
+    """Puts the posterior means of the first test images into TensorBoard's projector, with their labels and pictures."""
+
+    @validate_call(config=ConfigDict(strict=True))
+    def __init__(self, every_n_epochs: PositiveInt | None = None, count: PositiveInt = 2000) -> None:
+        """Take how often to write, and how many images."""
+        super().__init__(every_n_epochs)
+        self.count = count
+
+    def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
+        """Write them."""
+        for writer in _writers(trainer):
+            encoded = gallery.encode(vae, trainer.datamodule.split("test", self.count))  # type: ignore[attr-defined]
+            labels = encoded.labels.tolist()
+            writer.add_embedding(encoded.loc, labels, encoded.images, trainer.global_step, "posterior_means")
+
+
+def _writers(trainer: Trainer) -> list[SummaryWriter]:
+    """Return TensorBoard's writers; none in a ``fast_dev_run``, whose loggers are dummies."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _card(trainer: Trainer) -> str:
+    """Return how the run was made, as a Markdown table."""
+    overrides = Path(trainer.default_root_dir) / ".hydra" / "overrides.yaml"
+    typed = list(OmegaConf.load(overrides)) if overrides.is_file() else []
+    device = trainer.strategy.root_device
+    rows = {
+        "overrides": " ".join(map(str, typed)) or "none",
+        "device": f"{device.type}, {platform.machine()}, {platform.system()}",
+        **versions(),
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in rows.items())])
+
+
+def _plain(value: Any) -> float | str:
+    """Return a value as TensorBoard takes it: numbers as they are, all else in words, so that no key is missing in any run."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
