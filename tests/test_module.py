@@ -246,6 +246,21 @@ def test_the_kls_weight_follows_the_optimiser_steps(subset, tmp_path):
     assert weights == [0, 0, 0.5, 0.5, 1, 1, 1.5, 1.5, 2, 2]
 
 
+def test_what_goes_by_a_schedule_is_logged(subset, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    scheduled = {"kl_schedule": "linear", "kl_schedule_steps": 20, "schedule": "cosine", "learning_rate": 0.01}
+    module = VAEModule(latent_dim=2, hidden_dims=[10], **scheduled)
+    trainer(tmp_path, max_epochs=1, logger=logger, log_every_n_steps=5).fit(module, subset)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = {
+        tag: [(each.step, each.value) for each in events.Scalars(f"train/{tag}")] for tag in ("kl_weight", "learning_rate")
+    }
+    assert shown["kl_weight"] == [(5, 0.25), (10, 0.5)]
+    assert shown["learning_rate"] == [(5, pytest.approx(0.005)), (10, pytest.approx(0.0, abs=1e-9))]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -226,7 +226,7 @@ class VAEModule(LightningModule):
         if (
             every and self.global_step % every == 0 and self.global_step != self._logged_step
         ):  # once, if it takes several batches
-            self._publish(self.window.means("train/"))
+            self._publish(self.window.means("train/") | self._scheduled())
             self._close_window()
             self._logged_step = self.global_step
 
@@ -235,6 +235,15 @@ class VAEModule(LightningModule):
         self._close_window()
         self._publish(self.epoch.means("train/", "_epoch"))
         self.epoch.clear()
+
+    def _scheduled(self) -> dict[str, float]:
+        """Return what the next step takes by a schedule, where there is one: the KL's weight, the learning rate."""
+        figures = {}
+        if self.hparams["kl_schedule"] != "constant":
+            figures["train/kl_weight"] = self.kl_weight
+        if self.hparams["schedule"] != "constant":
+            figures["train/learning_rate"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return figures
 
     def _close_window(self) -> None:
         self.epoch.add(self.window.sums, self.window.images)
