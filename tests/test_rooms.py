@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "export", "train_classifier"}
 ALLOWED = {
     "configuration": set(),
     "networks": set(),
@@ -31,6 +31,8 @@ ALLOWED = {
     "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
     "experiment": {"configuration", "module", "data", "checkpoints", "callbacks", "likelihoods"},
     "report": {"provenance", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},
+    "exporting": {"configuration", "module", "vae"},
+    "model_card": {"__version__", "configuration", "checkpoints", "exporting", "module"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
         command: {
@@ -43,6 +45,8 @@ ALLOWED = {
             "plots",
             "gallery",
             "features",
+            "exporting",
+            "model_card",
             "data",
         }
         for command in COMMANDS
