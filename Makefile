@@ -33,13 +33,13 @@ setup: $(READY)  ## create .venv and install the project with its pinned depende
 
 .PHONY: lint
 lint: $(READY)  ## check style with ruff
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 
 .PHONY: format
 format: $(READY)  ## mend style with ruff
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs
 
 .PHONY: typecheck
 typecheck: $(READY)  ## check types with mypy
@@ -48,6 +48,21 @@ typecheck: $(READY)  ## check types with mypy
 .PHONY: tensorboard
 tensorboard: $(READY)  ## open the dashboards of all runs below outputs/
 	$(BIN)/tensorboard --logdir outputs --samples_per_plugin images=500
+
+DOCS := $(VENV)/.docs
+
+.PHONY: docs
+docs: $(DOCS)  ## build the documentation into build/docs; a warning or a broken internal link is an error
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -E -q docs build/docs
+	@echo "The documentation: open build/docs/index.html"
+
+.PHONY: linkcheck
+linkcheck: $(DOCS)  ## ask the network for each external link of the documentation
+	$(BIN)/python -m sphinx -b linkcheck -E -q docs build/linkcheck
+
+.PHONY: notebook
+notebook: $(DOCS)  ## execute docs/walk.ipynb anew, on the newest run below outputs/train
+	$(BIN)/python docs/execute.py
 
 RESULTS := outputs/results
 FEWER_PASSES := 'model.schedule_passes=[1,1,2,3,4,6,9,14]' trainer.max_epochs=40
@@ -81,6 +96,11 @@ $(READY): pyproject.toml constraints.txt $(STALE)
 	  echo "No supported Python found: 3.11, 3.12 and 3.13 are. Name one with make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -z "$(STALE)" && $(BIN)/python -c '$(SUPPORTED); import pip' >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+# What only the documentation needs, on top of it.
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev,docs]' --constraint constraints.txt
 	@touch $@
 
 .PHONY: stale
