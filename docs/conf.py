@@ -2,10 +2,12 @@
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -23,7 +25,11 @@ extensions = ["myst_nb"]
 nitpicky = True
 html_theme = "furo"
 html_title = "vae-lightning"
+html_show_copyright = False
 html_math_renderer = "mathml"
+# A font that has large brackets and sums, for systems without one of their own.
+html_static_path = ["static", f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSerif.ttf"]
+html_css_files = ["pages.css"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # links to headings, as in [results](results.md#networks-and-labels)
 nb_execution_mode = "off"  # the notebook's outputs are stored in it: make notebook
@@ -40,6 +46,8 @@ def visit_formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
     except MathError as error:
         log.warning("formula: %s in %s", error, node.astext(), location=node)
     else:
+        # log p, not logp; but log(p).
+        formula = re.sub(r"<mo>&ApplyFunction;</mo>(?=\s*<m(?!o\b))", '<mspace width="0.167em"></mspace>', formula)
         translator.body.append(f'<div class="formula">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 
@@ -93,7 +101,3 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(visit_formula, None), block_renderers=(visit_formula, None))
     app.connect("doctree-read", lead_to_sources, priority=100)  # before the files would be collected for download
     app.connect("html-collect-pages", source_pages)
-    app.add_css_file("pages.css")
-
-
-html_static_path = ["static"]
