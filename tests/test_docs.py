@@ -91,3 +91,15 @@ def test_the_stored_notebook_is_executed_small_and_of_no_one_machine():
     text = NOTEBOOK.read_text()
     assert len(text) < 1 << 20
     assert not re.search(r"/(tmp|home|root|Users)/", text)
+
+
+def test_each_tag_of_a_run_s_dashboard_is_explained(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    explained = (PROJECT / "docs" / "dashboards.md").read_text()
+    shorthands = ("test/", "_hparams_/")  # the former are said to be those of val/; the latter are a tab of their own
+    for tag in [*tags["scalars"], *tags["images"], *tags["histograms"]]:
+        assert f"`{tag}`" in explained or tag.startswith(shorthands) or (tag.startswith("train/") and tag.endswith("_epoch"))
