@@ -100,7 +100,7 @@ $(READY): pyproject.toml constraints.txt $(STALE)
 
 # What only the documentation needs, on top of it.
 $(DOCS): $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev,docs]' --constraint constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[docs]' --constraint constraints.txt
 	@touch $@
 
 .PHONY: stale
