@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "export", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier"}
 ALLOWED = {
     "configuration": set(),
     "networks": set(),
@@ -33,6 +33,8 @@ ALLOWED = {
     "report": {"provenance", "experiment", "checkpoints", "module", "metrics", "noise", "data", "likelihoods"},
     "exporting": {"configuration", "module", "vae"},
     "model_card": {"__version__", "configuration", "checkpoints", "exporting", "module"},
+    "explorer": {"gallery", "data", "plots", "vae"},
+    "page": {"explorer", "pictures", "plots"},
     "__init__": {"checkpoints", "data", "module", "vae"},
     **{
         command: {
@@ -48,11 +50,13 @@ ALLOWED = {
             "exporting",
             "model_card",
             "data",
+            "explorer",
+            "page",
         }
         for command in COMMANDS
     },
 }
-HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard"}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio"}
 
 
 def files():

@@ -1,5 +1,6 @@
 """Functions that draw: tensors in, pictures out. Nothing is rescaled: 0 is black and 1 is white in every picture."""
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,8 +83,15 @@ def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     return walked
 
 
+def png(picture: Tensor) -> bytes:
+    """Return a picture ``[3, H, W]`` in [0, 1] as a PNG file's content."""
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    written = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(written, "png")
+    return written.getvalue()
+
+
 def save_png(picture: Tensor, file: Path) -> None:
     """Write a picture ``[3, H, W]`` in [0, 1] to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
+    file.write_bytes(png(picture))

@@ -62,3 +62,21 @@ def rasterize(figure: Figure, dpi: int = 100) -> Tensor:
     colours = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     pixels: Tensor = torch.from_numpy(colours.copy()).permute(2, 0, 1) / 255
     return pixels
+
+
+def bare_map(points: Tensor, labels: Tensor, reach: float) -> Figure:
+    """Draw points ``[n, 2]``, coloured by label, on the square from −``reach`` to ``reach``, which fills the whole picture.
+
+    So a position in the picture is one on the map.
+    """
+    figure = Figure(figsize=(6, 6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    across, up = points.T.numpy()
+    axes.axhline(0, color="0.85", linewidth=1, zorder=0)
+    axes.axvline(0, color="0.85", linewidth=1, zorder=0)
+    drawn = axes.scatter(across, up, s=5, c=labels.numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
+    handles, names = drawn.legend_elements(num=list(range(10)))
+    axes.legend(handles, names, loc="upper center", ncols=10, handletextpad=0, columnspacing=1, framealpha=0.6, frameon=True)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    axes.axis("off")
+    return figure
