@@ -1,0 +1,133 @@
+"""The explorer in a browser, on a model that was trained by the real command."""
+
+import signal
+
+import pytest
+
+from conftest import SHOTS, explorer_on
+
+
+@pytest.fixture
+def page(tab, watched_explorer):
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(error))
+    tab.goto(watched_explorer[0])
+    tab.locator("#digit img").wait_for()
+    yield tab
+    assert errors == []
+
+
+def source(page, name):
+    """The picture that is shown, by its bytes; an empty one where none is."""
+    pictures = page.locator(f"#{name} img")
+    return pictures.first.get_attribute("src") if pictures.count() else ""
+
+
+def values(page):
+    return [float(slider.input_value()) for slider in page.locator(".latent input[type=range]").all()]
+
+
+def changed(page, name, before):
+    """Wait until another picture is shown, and return it."""
+    page.wait_for_function(
+        "([name, before]) => { const shown = document.querySelector(`#${name} img`); return shown && shown.src !== before; }",
+        arg=[name, before],
+    )
+    return source(page, name)
+
+
+def test_a_slider_that_is_dragged_changes_the_digit_before_it_is_let_go(page):
+    first = source(page, "digit")
+    slider = page.locator(".latent input[type=range]").first
+    box = slider.bounding_box()
+    across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(across, down)
+    page.mouse.down()
+    page.mouse.move(across + box["width"] / 4, down, steps=3)
+    second = changed(page, "digit", first)
+    page.mouse.move(across - box["width"] / 4, down, steps=3)
+    assert changed(page, "digit", second) != first
+    page.mouse.up()
+    before = source(page, "digit")
+    page.get_by_role("button", name="All latents to 0").click()
+    changed(page, "digit", before)
+    page.wait_for_function("first => document.querySelector('#digit img').src === first", arg=first)
+    assert values(page) == [0, 0, 0]
+
+
+def test_a_click_on_the_map_shows_the_image_and_moves_the_sliders_there(page):
+    before = source(page, "digit")
+    assert values(page) == [0, 0, 0]
+    page.locator("#map img").click(position={"x": 120, "y": 150})
+    after = changed(page, "digit", before)
+    page.locator("#image figcaption", has_text="image ").wait_for()
+    assert source(page, "reconstruction") == after
+    assert source(page, "image") not in ("", after)
+    assert all(values(page))
+    marked = page.locator("#map i").evaluate("each => [each.style.left, each.style.top]")
+    assert marked != ["50%", "50%"]
+    page.screenshot(path=SHOTS / "explorer_click.png", full_page=True)
+
+
+def test_a_drawn_digit_comes_back_in_mnists_form_and_reconstructed(page):
+    before = source(page, "digit")
+    canvas = page.locator("#canvas canvas").bounding_box()
+    strokes = [
+        (0.3, 0.2),
+        (0.5, 0.15),
+        (0.68, 0.25),
+        (0.6, 0.42),
+        (0.45, 0.5),
+        (0.62, 0.55),
+        (0.7, 0.7),
+        (0.55, 0.85),
+        (0.3, 0.8),
+    ]
+    for number, (x, y) in enumerate(strokes):
+        page.mouse.move(canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"], steps=4)
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+    after = changed(page, "digit", before)
+    page.locator("#image figcaption", has_text="drawing").wait_for()
+    assert source(page, "reconstruction") == after
+    sides, ink = page.evaluate(
+        """() => {
+            const shown = document.querySelector('#image img');
+            const canvas = Object.assign(document.createElement('canvas'), {width: 28, height: 28});
+            const pen = canvas.getContext('2d');
+            pen.drawImage(shown, 0, 0);
+            const grey = pen.getImageData(0, 0, 28, 28).data.filter((_, position) => position % 4 == 0);
+            return [[shown.naturalWidth, shown.naturalHeight], Array.from(grey)];
+        }"""
+    )
+    rows = [row for row in range(28) if any(ink[28 * row : 28 * row + 28])]
+    assert sides == [28, 28]
+    assert (len(rows), max(ink)) == (20, 255)
+    page.screenshot(path=SHOTS / "explorer_drawing.png", full_page=True)
+    page.get_by_role("button", name="Clear").click()
+    wiped = "canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data.every((v, i) => v === (i % 4 === 3 ? 255 : 0))"
+    assert page.locator("#canvas canvas").evaluate(wiped)
+
+
+def test_the_page_may_not_fetch_from_another_machine(tab, watched_explorer):
+    policy = tab.goto(watched_explorer[0]).headers["content-security-policy"]
+    assert policy.startswith("default-src 'self' ")
+    assert "http" not in policy
+    assert "*" not in policy
+
+
+def test_the_process_talks_to_nobody_but_this_machine(page, watched_explorer):
+    places = set(watched_explorer[1].read_text().split())
+    assert "127.0.0.1" in places  # where it listens: so the record works
+    assert places <= {"127.0.0.1", "localhost"}
+
+
+def test_ctrl_c_ends_it_at_once_while_the_page_is_open_and_leaves_nothing(tab, trained, tmp_path):
+    with explorer_on(trained, tmp_path) as (address, folder, running):
+        tab.goto(address)
+        tab.locator("#digit img").wait_for()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 130
+    assert len((folder / "log").read_text().splitlines()) == 1
+    assert {path.name for path in folder.iterdir()} == {"log", "watch", "places"}
