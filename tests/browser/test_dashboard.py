@@ -1,0 +1,109 @@
+"""TensorBoard in a browser, on a run of the real command: what its tabs show is this run's."""
+
+import json
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import SHOTS
+
+
+@pytest.fixture(scope="module")
+def written(trained):
+    """What the run's event file holds."""
+    return EventAccumulator(str(trained / "tensorboard")).Reload()
+
+
+def shown(tab, kind, tags):
+    """Filter a tab's cards by a pattern that all tags share, and return the card of each once all are there, and only they."""
+    tab.locator("tf-tag-filterer input").fill(f"^{tags[0].partition('/')[0]}/")
+    cards = tab.locator("tf-category-paginated-view").first.locator(kind)  # the groups stay on the page below the result
+    found = [cards.filter(has=tab.get_by_text(tag, exact=True)) for tag in tags]
+    for card in found:
+        card.wait_for()
+    assert cards.count() == len(tags)
+    return found
+
+
+# Whether the axis upwards has a tick between two values.
+TICK_BETWEEN = """([card, low, high]) => {
+    const axes = card.shadowRoot.querySelector('tf-line-chart-data-loader').shadowRoot.querySelector('vz-line-chart2').shadowRoot;
+    const ticks = Array.from(axes.querySelectorAll('.y-axis text, .y-axis-label'), tick => Number(tick.textContent));
+    return ticks.some(tick => low <= tick && tick <= high);
+}"""
+
+
+def test_the_scalars_tab_shows_this_runs_tags(tab, dashboard, written):
+    tags = [tag for tag in written.Tags()["scalars"] if tag.startswith("val/")]
+    assert "val/elbo" in tags
+    tab.goto(f"{dashboard}/#scalars")
+    for tag, card in zip(tags, shown(tab, "tf-scalar-card", tags), strict=True):
+        card.locator(
+            "[title='Fit domain to data']"
+        ).click()  # it would do so by itself, but a quick reader's axes stay at 0 to 1
+        values = [event.value for event in written.Scalars(tag)]
+        tab.wait_for_function(TICK_BETWEEN, arg=[card.element_handle(), min(values), max(values)])
+    tab.wait_for_timeout(1000)  # for the screenshot: the curves take their places
+    tab.screenshot(path=SHOTS / "dashboard_scalars.png")
+
+
+def test_the_images_tab_shows_the_pictures_that_lie_in_the_run_directory(tab, dashboard, written, trained):
+    tags = written.Tags()["images"]
+    assert {"images/reconstructions", "images/prior_samples"} <= set(tags)
+    tab.goto(f"{dashboard}/#images")
+    for tag, card in zip(tags, shown(tab, "tf-image-loader", tags), strict=True):
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        size = picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+        *_, file = sorted((trained / "images").glob(f"{tag.partition('/')[2]}_*.png"))
+        with Image.open(file) as drawn:
+            assert tuple(size) == drawn.size
+    tab.locator("tf-tag-filterer input").scroll_into_view_if_needed()
+    tab.screenshot(path=SHOTS / "dashboard_images.png")
+
+
+def test_the_projector_tab_shows_each_test_images_code_with_its_picture(tab, dashboard):
+    with tab.expect_response(lambda response: "sprite" in response.url) as sprites:
+        tab.goto(f"{dashboard}/#projector")
+    assert sprites.value.ok
+    projector = tab.frame_locator("iframe").frame_locator("iframe")
+    projector.get_by_text("Points: 200").wait_for()
+    projector.get_by_text("Dimension: 3").wait_for()
+    chosen = projector.locator("vz-projector-data-panel input[readonly]")
+    assert chosen.first.input_value().startswith("posterior_means:")
+    chosen.nth(2).click()
+    projector.get_by_text("10 colors").click()  # so the labels came with the points
+    tab.wait_for_timeout(2000)  # for the screenshot: the points take their places
+    tab.screenshot(path=SHOTS / "dashboard_projector.png")
+
+
+# The text of each visible cell of the table with its left edge: a column is what stands below one heading.
+CELLS = """table => Array.from(table.querySelectorAll('vaadin-grid-cell-content'), cell => {
+    const box = cell.getBoundingClientRect();
+    return [Math.round(box.left), Math.round(box.top), box.width && box.height ? cell.innerText.trim() : ''];
+}).filter(cell => cell[2])"""
+
+
+def test_the_hparams_tab_shows_this_runs_hyper_parameters_and_figures(tab, dashboard, trained):
+    tab.goto(f"{dashboard}/#hparams")
+    chosen = ["model.latent_dim", "model.learning_rate", "seed"]
+    tab.get_by_role("checkbox", name=chosen[0], exact=True).wait_for()
+    for box in tab.locator("tf-hparams-query-pane .hparam-checkbox[aria-checked=true]").all()[::-1]:
+        box.click()  # it shows the first five, in the order of the alphabet
+    for name in chosen:
+        tab.get_by_role("checkbox", name=name, exact=True).click()
+    table = tab.locator("tf-hparams-table-view vaadin-grid")
+    table.get_by_text("model.learning_rate").wait_for()
+    tab.wait_for_timeout(1000)  # the columns find their places
+    tab.screenshot(path=SHOTS / "dashboard_hparams.png")
+    cells = sorted(table.evaluate(CELLS), key=lambda cell: cell[1])
+    headings = {left: text for left, _, text in reversed(cells)}
+    row = {headings[left]: text for left, _, text in cells if text != headings[left]}
+    figures = json.loads((trained / "metrics.json").read_text())["figures"]
+    assert float(row["model.latent_dim"]) == 3
+    assert float(row["model.learning_rate"]) == 1e-3
+    assert float(row["seed"]) == 1
+    assert float(row["test/elbo"]) == pytest.approx(figures["test/elbo"], rel=1e-4)
+    assert float(row["test/kl"]) == pytest.approx(figures["test/kl"], rel=1e-4)
+    assert 0 <= float(row["test/active_units"]) <= 3
