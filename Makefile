@@ -28,8 +28,10 @@ train: $(READY)  ## train, test and draw the default model; overrides in ARGS="m
 test: $(READY)  ## run the tests; pytest's options in ARGS="-k objectives"
 	$(BIN)/python -m pytest $(ARGS)
 
+BROWSER := $(VENV)/.browser
+
 .PHONY: test-browser
-test-browser: $(VENV)/.browser  ## run the dashboards and the explorer in Chromium; pictures in outputs/browser
+test-browser: $(BROWSER)  ## run the dashboards and the explorer in Chromium; pictures in outputs/browser
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 .PHONY: setup
@@ -102,16 +104,9 @@ $(READY): pyproject.toml constraints.txt $(STALE)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
-# What only the documentation needs, on top of it.
-$(DOCS): $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[docs]' --constraint constraints.txt
-	@touch $@
-
-# Playwright brings no browser of its own: Debian's and Ubuntu's do, or the one that CHROMIUM names.
-$(VENV)/.browser: $(READY)
-	@command -v "$${CHROMIUM:-chromium}" chromium-browser google-chrome >/dev/null || { \
-	  echo "No Chromium found: apt-get install chromium, or name one with CHROMIUM=/path/to/chromium make test-browser" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev,browser]' --constraint constraints.txt
+# Playwright's package brings no browser; the tests say what to install where they find none.
+$(BROWSER): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[browser]' --constraint constraints.txt
 	@touch $@
 
 .PHONY: stale
