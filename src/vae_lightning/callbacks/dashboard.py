@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, PositiveInt, validate_call
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -27,7 +28,9 @@ class Dashboard(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the card ``run`` and the layout of the custom scalars."""
-        charts = {name: ["Multiline", [f"train/{name}", f"val/{name}"]] for name in ("elbo", "log_likelihood", "kl", "loss")}
+        charts = {
+            name: ["Multiline", [f"^train/{name}$", f"^val/{name}$"]] for name in ("elbo", "log_likelihood", "kl", "loss")
+        }
         for writer in _writers(trainer):
             writer.add_text("run", _card(trainer), 0)
             writer.add_custom_scalars({"training and validation, nats per image": charts})
@@ -38,10 +41,19 @@ class Dashboard(Callback):
         values |= {f"data.{key}": value for key, value in trainer.datamodule.hparams.items() if key != "seed"}  # type: ignore[attr-defined]
         values |= {f"trainer.{key}": getattr(trainer, key) for key in TRAINER_SETTINGS}
         values["seed"] = pl_module.hparams["seed"]
+        plain = {key: _plain(value) for key, value in values.items()}
+        experiment, start, end = hparams(plain, dict.fromkeys(MEASURED, 0.0))  # type: ignore[no-untyped-call]
+        # What was typed is what the runs of a sweep differ in; TensorBoard shows that first.
+        typed = {override.lstrip("+").partition("=")[0] for override in _overrides(trainer)}
+        described = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(described.content)
+        for setting in content.experiment.hparam_infos:
+            setting.differs = setting.name in typed
+        described.content = content.SerializeToString()
         for writer in _writers(trainer):
             # SummaryWriter.add_hparams would make a run of its own for them.
             file = writer._get_file_writer()  # type: ignore[no-untyped-call]
-            for summary in hparams({key: _plain(value) for key, value in values.items()}, dict.fromkeys(MEASURED, 0.0)):  # type: ignore[no-untyped-call]
+            for summary in (experiment, start, end):
                 file.add_summary(summary)
             writer.flush()
 
@@ -70,13 +82,17 @@ def _writers(trainer: Trainer) -> list[SummaryWriter]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
+def _overrides(trainer: Trainer) -> list[str]:
+    """Return what was typed on the command line, where there was one."""
+    file = Path(trainer.default_root_dir) / ".hydra" / "overrides.yaml"
+    return [str(override) for override in OmegaConf.load(file)] if file.is_file() else []
+
+
 def _card(trainer: Trainer) -> str:
     """Return how the run was made, as a Markdown table."""
-    overrides = Path(trainer.default_root_dir) / ".hydra" / "overrides.yaml"
-    typed = list(OmegaConf.load(overrides)) if overrides.is_file() else []
     device = trainer.strategy.root_device
     rows = {
-        "overrides": " ".join(map(str, typed)) or "none",
+        "overrides": " ".join(_overrides(trainer)) or "none",
         "device": f"{device.type}, {platform.machine()}, {platform.system()}",
         **versions(),
     }
