@@ -10,6 +10,8 @@ import socket
 from typing import Any
 
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +32,8 @@ figure { margin: 0; }
 .map img { image-rendering: auto; }
 .map i { position: absolute; width: 18px; height: 18px; margin: -9px; border: 3px solid black; border-radius: 50%;
          box-shadow: 0 0 0 2px white, inset 0 0 0 2px white; pointer-events: none; }
+.legend { display: flex; gap: 1em; flex-wrap: wrap; padding: 0.4em 0; }
+.legend b { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.3em; border-radius: 50%; }
 canvas { display: block; width: 100%; background: black; border: 1px solid #888; cursor: crosshair; touch-action: none; }
 """
 
@@ -131,7 +135,8 @@ def build(explorer: Explorer, sliders: int, title: str) -> Any:
         return go_to(image, explorer.encode(image, label), label, "drawing")
 
     def start(label: int | None) -> list[Any]:
-        return go(origin, label, ["", ""])
+        empty = torch.full_like(seen.images[0], 0.5)
+        return go(origin, label, [picture(empty, "no image yet"), picture(empty, "no reconstruction")])
 
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
         gr.Markdown(f"### {title}")
@@ -156,8 +161,10 @@ def build(explorer: Explorer, sliders: int, title: str) -> Any:
                     picture=uri(png(rasterize(bare_map(points, seen.labels, explorer.reach), dpi=150))),
                     elem_id="map",
                 )
+                gr.HTML(legend(seen.labels))
             with gr.Column(min_width=260):
-                gr.Markdown(f"**Move** the {len(shown)} most active of {len(origin)} latents:")
+                which = f"{len(shown)} most active of {len(origin)} latents" if len(shown) < len(origin) else "latents"
+                gr.Markdown(f"**Move** the {which}:")
                 label = gr.Radio(
                     list(range(explorer.vae.num_classes)), value=0 if conditional else None, label="digit", visible=conditional
                 )
@@ -175,6 +182,7 @@ def build(explorer: Explorer, sliders: int, title: str) -> Any:
             slider.input(moved, [code, label, *moving], [digit, place], **quick)
         label.input(moved, [code, label, *moving], [digit, place], **quick)
         place.pick(picked, None, everything, **quick)
+        place.pick(None, js=WIPE)
         canvas.drawn(drawn, [label], everything, **quick)
         clear.click(None, js=WIPE)
         home.click(start, [label], everything, **quick)
@@ -250,6 +258,13 @@ class Confined:
 def picture(image: Tensor, caption: str) -> str:
     """Return an image ``[C, H, W]`` in [0, 1] as HTML, inline, so that no second request is needed."""
     return f'<figure><img src="{uri(png(image.expand(3, -1, -1)))}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def legend(labels: Tensor) -> str:
+    """Return the colours of the map's labels ``[N]`` as HTML; nothing where images have none."""
+    digits = [digit for digit in range(10) if (labels == digit).any()]
+    dots = [f'<span><b style="background: {to_hex(colormaps["tab10"](digit))}"></b>{digit}</span>' for digit in digits]
+    return f'<div class="legend">{"".join(dots)}</div>'
 
 
 def uri(file: bytes) -> str:

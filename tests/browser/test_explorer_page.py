@@ -6,6 +6,8 @@ import pytest
 
 from conftest import SHOTS, explorer_on
 
+WIPED = "canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data.every((v, i) => v === (i % 4 === 3 ? 255 : 0))"
+
 
 @pytest.fixture
 def page(tab, watched_explorer):
@@ -105,9 +107,24 @@ def test_a_drawn_digit_comes_back_in_mnists_form_and_reconstructed(page):
     assert sides == [28, 28]
     assert (len(rows), max(ink)) == (20, 255)
     page.screenshot(path=SHOTS / "explorer_drawing.png", full_page=True)
+    assert page.locator("#canvas canvas").bounding_box() == canvas  # it stays under the hand
+    assert not page.locator("#canvas canvas").evaluate(WIPED)
     page.get_by_role("button", name="Clear").click()
-    wiped = "canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data.every((v, i) => v === (i % 4 === 3 ? 255 : 0))"
-    assert page.locator("#canvas canvas").evaluate(wiped)
+    assert page.locator("#canvas canvas").evaluate(WIPED)
+
+
+def test_a_drawing_goes_when_an_image_is_clicked(page):
+    canvas, shown = page.locator("#canvas canvas"), source(page, "digit")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 110, box["y"] + 200, steps=4)
+    page.mouse.up()
+    changed(page, "digit", shown)
+    assert not canvas.evaluate(WIPED)
+    page.locator("#map img").click(position={"x": 120, "y": 150})
+    page.locator("#image figcaption", has_text="image ").wait_for()
+    assert canvas.evaluate(WIPED)
 
 
 def test_the_page_may_not_fetch_from_another_machine(tab, watched_explorer):
