@@ -59,9 +59,10 @@ def test_pictures_are_written_after_every_epoch_as_files_and_to_tensorboard(subs
         assert [event.step for event in events.Images(tag)] == [10, 20]
 
 
-def test_pictures_come_as_often_as_asked_for(subset, tmp_path):
+def test_pictures_come_as_often_as_asked_for_and_at_the_end(subset, tmp_path):
     fit(subset, tmp_path, PriorSamples(every_n_epochs=2), epochs=5)
-    assert sorted(file.name for file in (tmp_path / "images").iterdir()) == ["prior_samples_002.png", "prior_samples_004.png"]
+    drawn = sorted(file.name for file in (tmp_path / "images").iterdir())
+    assert drawn == ["prior_samples_002.png", "prior_samples_004.png", "prior_samples_005.png"]
 
 
 def test_pictures_change_neither_the_weights_nor_the_random_state_nor_the_mode(subset, tmp_path):
@@ -147,12 +148,19 @@ def test_callbacks_refuse_values_that_mean_nothing(wrong):
 def test_the_other_pictures_come_once_at_the_end_or_as_often_as_asked_for(subset, tmp_path):
     fit(subset, tmp_path, LatentPicture("traversals"), LatentPicture("kl", every_n_epochs=2), epochs=5)
     names = sorted(file.name for file in (tmp_path / "images").iterdir())
-    assert names == ["kl_002.png", "kl_004.png", "traversals_005.png"]
+    assert names == ["kl_002.png", "kl_004.png", "kl_005.png", "traversals_005.png"]
 
 
-def test_only_two_latents_have_a_manifold(subset, tmp_path):
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("vae_lightning")]
+
+
+def test_only_two_latents_have_a_manifold(subset, tmp_path, caplog):
     fit(subset, tmp_path, LatentPicture("manifold"), epochs=1)
     assert not (tmp_path / "images").exists()
+    assert not said(caplog)  # it is there by default
+    fit(subset, tmp_path, LatentPicture("manifold", every_n_epochs=1), epochs=1)
+    assert said(caplog) == ["No picture of the manifold: it is drawn of two latents only"]
     fit(subset, tmp_path, LatentPicture("manifold"), epochs=1, latent_dim=2)
     assert (tmp_path / "images" / "manifold_001.png").is_file()
 
@@ -241,19 +249,23 @@ def test_looking_at_the_latents_changes_nothing(subset, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-def warnings_of(caplog, *kls, step=SETTLING_STEPS):
+def warnings_of(caplog, *kls, step=SETTLING_STEPS, kl_weight=1.0):
     callback = LatentUse()
     for epoch, kl in enumerate(kls, start=1):
-        callback._warn(torch.tensor(kl), epoch, step)
+        callback._warn(torch.tensor(kl), epoch, step if epoch > 1 else step - 1, kl_weight)
     return [record.getMessage() for record in caplog.records]
 
 
 def test_the_collapse_of_all_latents_is_told_once_and_says_what_to_try(caplog):
     [message] = warnings_of(caplog, [0.001, 0.002], [0.001, 0.002])
-    assert "after epoch 1" in message
-    assert "all 2 latents" in message
-    for key in ("model.free_bits", "model.kl_weight", "model.kl_schedule=linear"):
-        assert key in message
+    assert "after epoch 2" in message
+    assert "all 2 latents are, since epoch 1. Try a lower model.kl_weight, model.free_bits" in message
+    assert "model.kl_schedule=linear" in message
+
+
+def test_a_kl_weight_above_one_is_the_first_thing_to_try(caplog):
+    [message] = warnings_of(caplog, [1.0], [0.001], [0.002], kl_weight=20.0)
+    assert "all 1 latents are, since epoch 2. Try model.kl_weight=1, " in message
 
 
 def test_the_loss_of_a_third_of_the_latents_in_use_says_which_and_since_when(caplog):

@@ -1,6 +1,6 @@
 """What there is to see of a trained VAE, by name: drawn alike by the callbacks in training and by the commands afterwards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -21,6 +21,9 @@ PRIOR_SEED = 0
 
 PAIRS = ((0, 1), (2, 3), (4, 9), (7, 8))
 """The labels between whose first images interpolations go."""
+
+
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 class Encoded(NamedTuple):
@@ -60,8 +63,26 @@ def drawings_of(vae: VAE) -> list[Drawing]:
     return [*names, "manifold"] if len(vae.prior_loc) == 2 else names
 
 
+class Drawn(NamedTuple):
+    """What was drawn, and what a reader would write beside it.
+
+    Attributes:
+        picture: ``[3, H, W]`` in [0, 1], or a figure with axes of its own.
+        rows: names of the rows of images, from above.
+        columns: names of the columns.
+        across: what the columns go through.
+        up: what the rows go through.
+    """
+
+    picture: "Tensor | Figure"
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    across: str = ""
+    up: str = ""
+
+
 @torch.no_grad()
-def draw(name: Drawing, vae: VAE, encoded: Encoded, label: int = 0, side: int = 20) -> "Tensor | Figure":
+def draw(name: Drawing, vae: VAE, encoded: Encoded, label: int = 0, side: int = 20) -> Drawn:
     """Draw a model in evaluation mode.
 
     Args:
@@ -70,9 +91,6 @@ def draw(name: Drawing, vae: VAE, encoded: Encoded, label: int = 0, side: int = 
         encoded: images with their posteriors by this model.
         label: what a conditional model decodes.
         side: images in a row and a column of the manifold.
-
-    Returns:
-        A picture, ``[3, H, W]`` in [0, 1], or a figure with axes.
     """
     loc, labels, device = encoded.loc, encoded.labels, vae.prior_loc.device
 
@@ -84,20 +102,31 @@ def draw(name: Drawing, vae: VAE, encoded: Encoded, label: int = 0, side: int = 
 
     if name == "reconstructions":
         images = encoded.images[:16]
-        return pictures.reconstruction_grid(images, vae.reconstruct(images.to(device), labels[:16].to(device)).cpu())
+        reconstructions = vae.reconstruct(images.to(device), labels[:16].to(device)).cpu()
+        return Drawn(pictures.reconstruction_grid(images, reconstructions), ("image", "reconstruction"))
     if name == "samples":
         generator = torch.Generator().manual_seed(PRIOR_SEED)
-        return pictures.sample_grid(decode(torch.randn(64, loc.shape[1], generator=generator)))
+        return Drawn(pictures.sample_grid(decode(torch.randn(64, loc.shape[1], generator=generator))))
     if name == "manifold":
-        return pictures.manifold_grid(decode, side)
+        values = [f"{value:z.1f}" for value in pictures.equal_shares(side).tolist()]
+        return Drawn(pictures.manifold_grid(decode, side), values[::-1], values, "z₀", "z₁")
     if name == "traversals":
         most_used = encoded.kl.argsort(descending=True)[:10].tolist()
-        return pictures.traversal_grid(decode, torch.zeros(loc.shape[1]), most_used)
+        picture = pictures.traversal_grid(decode, torch.zeros(loc.shape[1]), most_used)
+        values = [f"{value:z.1f}" for value in torch.linspace(-3, 3, 11).tolist()]
+        return Drawn(
+            picture,
+            [f"z{latent}".translate(SUBSCRIPTS) for latent in most_used],
+            values,
+            "value of the row's latent, the others 0",
+        )
     if name == "interpolation":
         known = [pair for pair in PAIRS if all((labels == digit).any() for digit in pair)]
         starts, ends = zip(*known or [(int(labels[0]), int(labels[-1]))], strict=True)
-        return pictures.interpolation_grid(decode, first_of(starts), first_of(ends))
+        rows = [f"{start} to {end}, {way}" for start, end in zip(starts, ends, strict=True) for way in ("straight", "sphere")]
+        shares = [f"{share:.1f}" for share in torch.linspace(0, 1, 11).tolist()]
+        return Drawn(pictures.interpolation_grid(decode, first_of(starts), first_of(ends)), rows, shares, "share of the way")
 
     from vae_lightning import plots  # matplotlib's import takes a second
 
-    return plots.latent_map(loc, labels) if name == "latents" else plots.kl_bars(encoded.kl)
+    return Drawn(plots.latent_map(loc, labels) if name == "latents" else plots.kl_bars(encoded.kl))

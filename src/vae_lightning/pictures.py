@@ -36,10 +36,15 @@ def manifold_grid(decode: Decode, side: int = 20) -> Tensor:
 
     Kingma & Welling (arXiv:1312.6114), Figure 4, for two latents: equal steps are equal shares of the prior.
     """
-    shares = (torch.arange(side) + 0.5) / side
-    values = torch.special.ndtri(shares)
+    values = equal_shares(side)
     across, down = torch.meshgrid(values, values.flip(0), indexing="xy")  # the second latent rises upwards, as on paper
     return grid(decode(torch.stack([across, down], dim=-1).view(-1, 2)), columns=side)
+
+
+def equal_shares(count: int) -> Tensor:
+    """Return values ``[count]`` that each stand for an equal share of a standard normal distribution."""
+    shares: Tensor = torch.special.ndtri((torch.arange(count) + 0.5) / count)
+    return shares
 
 
 def traversal_grid(decode: Decode, start: Tensor, latents: Sequence[int], columns: int = 11, reach: float = 3.0) -> Tensor:
@@ -84,14 +89,14 @@ def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 
 
 def png(picture: Tensor) -> bytes:
-    """Return a picture ``[3, H, W]`` in [0, 1] as a PNG file's content."""
+    """Return a picture ``[3, H, W]`` in [0, 1], or ``[1, H, W]`` for a grey one, as a PNG file's content."""
     pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     written = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(written, "png")
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(written, "png")
     return written.getvalue()
 
 
 def save_png(picture: Tensor, file: Path) -> None:
-    """Write a picture ``[3, H, W]`` in [0, 1] to a file."""
+    """Write a picture ``[3, H, W]`` or ``[1, H, W]`` in [0, 1] to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(png(picture))

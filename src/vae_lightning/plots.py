@@ -1,5 +1,7 @@
 """Figures with axes, and pictures as figures: what is written as PDF and SVG as well."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,8 +28,10 @@ def latent_map(loc: Tensor, labels: Tensor) -> Figure:
     axes = figure.add_subplot()
     across, up = plane.T.numpy()
     points = axes.scatter(across, up, s=3, c=labels.numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0, rasterized=True)
-    names = ("z₁", "z₂") if loc.shape[1] == 2 else ("first principal axis", "second principal axis")
+    names = ("z₀", "z₁") if loc.shape[1] == 2 else ("first principal axis", "second principal axis")
     axes.set(xlabel=names[0], ylabel=names[1], xlim=(-4, 4), ylim=(-4, 4), aspect="equal")  # fixed, so that epochs compare
+    if outside := int((plane.abs() > 4).any(dim=1).sum()):
+        axes.text(0.01, 0.01, f"{outside:,} of {len(plane):,} lie outside", transform=axes.transAxes, fontsize=8)
     figure.colorbar(points, ticks=range(10), label="digit")
     return figure
 
@@ -44,13 +48,29 @@ def kl_bars(kl: Tensor) -> Figure:
     return figure
 
 
-def figure_of(picture: Tensor) -> Figure:
-    """Put a picture ``[3, H, W]`` into a figure of its size, to be written as PDF or SVG."""
+def figure_of(picture: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), across: str = "", up: str = "") -> Figure:
+    """Put a picture ``[3, H, W]`` into a figure in which it keeps its size, 100 pixels to the inch.
+
+    Args:
+        picture: images in rows of equal height, and columns of equal width.
+        rows: names of the rows, from above.
+        columns: names of the columns.
+        across: what the columns go through.
+        up: what the rows go through.
+    """
     _, height, width = picture.shape
-    figure = Figure(figsize=(width / 100, height / 100))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest", vmin=0, vmax=1)
-    axes.axis("off")
+    left = 12 + 5 * max(map(len, rows)) + 16 * bool(up) if rows else 0
+    below = 18 * bool(columns) + 16 * bool(across)
+    figure = Figure(figsize=((left + width) / 100, (height + below) / 100))
+    axes = figure.add_axes((left / (left + width), below / (height + below), width / (left + width), height / (height + below)))
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    axes.imshow(pixels.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    axes.set_xticks([width * (n + 0.5) / len(columns) for n in range(len(columns))], columns, fontsize=7)
+    axes.set_yticks([height * (n + 0.5) / len(rows) for n in range(len(rows))], rows, fontsize=7)
+    axes.set_xlabel(across, fontsize=8, labelpad=1)
+    axes.set_ylabel(up, fontsize=8, labelpad=1)
+    axes.tick_params(length=0, pad=2)
+    axes.spines[:].set_visible(False)
     return figure
 
 
@@ -74,9 +94,7 @@ def bare_map(points: Tensor, labels: Tensor, reach: float) -> Figure:
     across, up = points.T.numpy()
     axes.axhline(0, color="0.85", linewidth=1, zorder=0)
     axes.axvline(0, color="0.85", linewidth=1, zorder=0)
-    drawn = axes.scatter(across, up, s=5, c=labels.numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
-    handles, names = drawn.legend_elements(num=list(range(10)))
-    axes.legend(handles, names, loc="upper center", ncols=10, handletextpad=0, columnspacing=1, framealpha=0.6, frameon=True)
+    axes.scatter(across, up, s=5, c=labels.numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
     axes.axis("off")
     return figure

@@ -18,37 +18,32 @@ def main(config: DictConfig) -> None:
     from pydantic import NonNegativeInt, PositiveInt
     from torch import Tensor
 
-    from vae_lightning import checkpoints, experiment, gallery, pictures, plots
+    from vae_lightning import checkpoints, experiment, gallery, plots
 
-    asked = experiment.require_list("what", config.what, list[gallery.Drawing] | None)
-    formats = experiment.require_list("formats", config.formats, list[Literal["png", "pdf", "svg"]])
+    asked = experiment.require_list("what", config.what, gallery.Drawing) if config.what is not None else None
+    formats = experiment.require_list("formats", config.formats, Literal["png", "pdf", "svg"])
     split = experiment.require("split", config.split, Literal["train", "val", "test"])
     label = experiment.require("label", config.label, NonNegativeInt | None)
     side = experiment.require("side", config.side, PositiveInt)
     file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
     module = checkpoints.load_module(file).eval().requires_grad_(False)
     vae = module.vae
-    what = asked or gallery.drawings_of(vae)
-    if "manifold" in what and module.latent_dim != 2:
+    known = gallery.drawings_of(vae)
+    what = [name for name in asked or known if name in known]
+    if not what:
         raise ConfigurationError(f"what=[manifold]: is drawn of two latents, and this model has {module.latent_dim}")
-    if vae.num_classes and (label is None or label >= vae.num_classes):
-        raise ConfigurationError(
-            f"label={label}: this model is conditional; say which digit to decode, 0 to {vae.num_classes - 1}"
-        )
+    if what != (asked or known):
+        log.info("No manifold: it is drawn of two latents, and this model has %d", module.latent_dim)
+    experiment.check_label(label, vae.num_classes, asks="which digit to decode")
     data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
     encoded = gallery.encode(vae, experiment.choose_split(data, split))
     directory = make_run_directory("visualize")
     save_configuration(config, directory)
     for name in what:
-        drawn = gallery.draw(name, vae, encoded, label or 0, side)
+        picture, *names = gallery.draw(name, vae, encoded, label or 0, side)
+        figure = plots.figure_of(picture, *names) if isinstance(picture, Tensor) else picture  # type: ignore[arg-type]
         for form in formats:
-            written = directory / f"{name}.{form}"
-            if not isinstance(drawn, Tensor):
-                drawn.savefig(written, dpi=200)
-            elif form == "png":
-                pictures.save_png(drawn, written)
-            else:
-                plots.figure_of(drawn).savefig(written)
+            figure.savefig(directory / f"{name}.{form}", dpi=200)
     log.info("%s in %s", ", ".join(what), directory)
 
 

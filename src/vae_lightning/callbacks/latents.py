@@ -32,6 +32,7 @@ class LatentUse(Look):
         super().__init__(every_n_epochs)
         self.count = count
         self._last_used: Tensor | None = None  # the last epoch in which each latent was in use; 0: never
+        self._unused_since = 0  # the first of the epochs on end after which none was; 0: some are
         self._warned = False
 
     def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
@@ -41,7 +42,7 @@ class LatentUse(Look):
             logger.log_metrics({"latents/active_units": int(active(encoded.loc).sum())}, step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_histogram("latents/kl", encoded.kl, trainer.global_step)
-        self._warn(encoded.kl, epoch, trainer.global_step)
+        self._warn(encoded.kl, epoch, trainer.global_step, trainer.lightning_module.hparams["kl_weight"])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the number of active latents of what is tested, over the images that it is tested on."""
@@ -50,16 +51,17 @@ class LatentUse(Look):
         for logger in trainer.loggers:
             logger.log_metrics({"test/active_units": count}, step=trainer.global_step)
 
-    def _warn(self, kl: Tensor, epoch: int, step: int) -> None:
+    def _warn(self, kl: Tensor, epoch: int, step: int, kl_weight: float) -> None:
         """Say once that all latents have collapsed, or a third of those that were in use."""
         used = kl >= COLLAPSED_KL
         before = torch.zeros(len(kl), dtype=torch.int64) if self._last_used is None else self._last_used
         self._last_used = torch.where(used, epoch, before)
         lost = ~used & (self._last_used > 0)
+        self._unused_since = 0 if used.any() else self._unused_since or epoch
         if self._warned or step < SETTLING_STEPS:
             return
         if not used.any():
-            which = f"all {len(kl)} latents are"
+            which = f"all {len(kl)} latents are, since epoch {self._unused_since}"
         elif 3 * int(lost.sum()) >= int((self._last_used > 0).sum()):
             since = ", ".join(
                 f"{number} (since epoch {self._last_used[number] + 1})" for number in lost.nonzero().flatten().tolist()
@@ -69,10 +71,11 @@ class LatentUse(Look):
             return
         self._warned = True
         log.warning(
-            "Posterior collapse after epoch %d, KL below %s nats: %s. Try model.free_bits=0.1, a lower model.kl_weight, or "
+            "Posterior collapse after epoch %d, KL below %s nats: %s. Try %s, model.free_bits=0.1, or "
             "model.kl_schedule=linear with model.kl_schedule_steps=%d",
             epoch,
             COLLAPSED_KL,
             which,
+            "model.kl_weight=1" if kl_weight > 1 else "a lower model.kl_weight",
             step,
         )

@@ -1,5 +1,6 @@
 """Pictures during training, in TensorBoard and as PNG files, drawn so that epochs and runs compare."""
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
@@ -14,9 +15,11 @@ from vae_lightning import gallery
 from vae_lightning.pictures import reconstruction_grid, sample_grid, save_png
 from vae_lightning.vae import VAE
 
+log = logging.getLogger(__name__)
+
 
 class Look(Callback, ABC):
-    """Looks at the model every ``every_n_epochs`` epochs, or once at the end of the training, and changes nothing.
+    """Looks at the model at the end of the training, and every ``every_n_epochs`` epochs if asked to; changes nothing.
 
     The model is in evaluation mode meanwhile; its mode and the random state are left as they were.
     """
@@ -24,6 +27,7 @@ class Look(Callback, ABC):
     def __init__(self, every_n_epochs: int | None) -> None:
         """Take how often to look; None: once at the end."""
         self.every_n_epochs = every_n_epochs
+        self._looked_at_step: int | None = None
 
     @abstractmethod
     def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
@@ -36,13 +40,14 @@ class Look(Callback, ABC):
             self._look(trainer, pl_module, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look, if only the end was asked for."""
-        if not self.every_n_epochs:
+        """Look at what the training ends with, unless its last epoch was looked at."""
+        if self._looked_at_step != trainer.global_step:
             self._look(trainer, pl_module, trainer.current_epoch)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         if not trainer.is_global_zero:
             return
+        self._looked_at_step = trainer.global_step
         training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
@@ -120,6 +125,11 @@ class LatentPicture(Picture):
         self.count = count
         self.label = label
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if a picture was asked for that the model hasn't."""
+        if self.every_n_epochs and self.what not in gallery.drawings_of(pl_module.vae):  # type: ignore[arg-type]
+            log.warning("No picture of the %s: it is drawn of two latents only", self.what)
+
     def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
         """Draw and write, if the model has such a picture."""
         if self.what in gallery.drawings_of(vae):
@@ -128,7 +138,7 @@ class LatentPicture(Picture):
     def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
         """Return the picture, ``[3, H, W]`` in [0, 1]."""
         encoded = gallery.encode(vae, trainer.datamodule.split("test", self.count))  # type: ignore[attr-defined]
-        drawn = gallery.draw(self.what, vae, encoded, self.label)
+        drawn = gallery.draw(self.what, vae, encoded, self.label).picture
         if isinstance(drawn, Tensor):
             return drawn
         from vae_lightning.plots import rasterize  # matplotlib is loaded now
