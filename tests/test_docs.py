@@ -101,6 +101,6 @@ def test_each_tag_of_a_run_s_dashboard_is_explained(trained):
     tags = events.Tags()
     explained = (PROJECT / "docs" / "dashboards.md").read_text()
     # The first are said to be those of val/, the second what evaluate measured; the third are a tab of their own.
-    shorthands = ("test/", "evaluate/test/", "_hparams_/")
+    shorthands = ("test/", "evaluate", "_hparams_/")
     for tag in [*tags["scalars"], *tags["images"], *tags["histograms"]]:
         assert f"`{tag}`" in explained or tag.startswith(shorthands) or (tag.startswith("train/") and tag.endswith("_epoch"))

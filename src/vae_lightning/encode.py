@@ -31,14 +31,15 @@ def main(config: DictConfig) -> None:
     vae = checkpoints.load(file).to(device)
     names = None
     if folder is not None:
-        if vae.num_classes and (label is None or label >= vae.num_classes):
-            raise ConfigurationError(f"label={label}: this model is conditional; say which digit the pictures show, 0 to 9")
+        experiment.check_label(label, vae.num_classes, asks="which digit the pictures show")
         try:
             images, names = read_folder(folder)
         except ValueError as error:
             raise ConfigurationError(f"images={folder}: {error}") from error
         labels = torch.full((len(images),), -1 if label is None else label)
         batches = Batches(images, labels, torch.arange(len(images)), 1000)
+    elif label is not None:
+        raise ConfigurationError(f"label={label}: says what the pictures of images=<folder> show, and a split has labels")
     else:
         trained_with = checkpoints.load_data_settings(file)
         data = experiment.build_data_as_trained(config.data, trained_with, checkpoints.load_module(file))

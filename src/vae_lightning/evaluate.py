@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     from vae_lightning import checkpoints, evaluation, experiment, report
 
     split = experiment.require("split", config.split, Literal["train", "val", "test"])
-    metrics = experiment.require_list("metrics", config.metrics, Annotated[list[evaluation.Metric], Field(min_length=1)])
+    metrics = experiment.require_list("metrics", config.metrics, evaluation.Metric)
     samples = experiment.require("samples", config.samples, PositiveInt)
     memory_mb = experiment.require("memory_mb", config.memory_mb, PositiveInt)
     limit = experiment.require("data.limit_test", config.data.limit_test, Annotated[int, Field(ge=2)] | None)

@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import lightning
 import torch
 from hydra.utils import get_class
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import find_checkpoint
@@ -178,9 +179,29 @@ def choose_split(data: MNISTDataModule, split: Literal["train", "val", "test"], 
         raise ConfigurationError(str(error)) from error
 
 
+def check_label(label: int | None, num_classes: int, asks: str = "") -> None:
+    """Check that a model of so many classes knows a label; ``asks`` says what it must have one for, if it must.
+
+    Raises:
+        ConfigurationError: it doesn't, or none is given where one must be.
+    """
+    if label is not None and label >= num_classes:
+        known = f"labels from 0 to {num_classes - 1}" if num_classes else "no labels: train one with model=conditional"
+        raise ConfigurationError(f"label={label}: this model knows {known}")
+    if asks and num_classes and label is None:
+        raise ConfigurationError(f"label=null: this model is conditional; say {asks}, label=0 to label={num_classes - 1}")
+
+
 def require_list(key: str, value: Any, kind: Any) -> Any:
-    """Return a list of a configuration if it is of a type; see ``require``."""
-    return require(key, OmegaConf.to_container(value) if OmegaConf.is_list(value) else value, kind)
+    """Return a list of a configuration if it isn't empty and its elements are of a type.
+
+    Raises:
+        ConfigurationError: naming the key, its value and what would be right.
+    """
+    if isinstance(value, str):
+        raise ConfigurationError(f"{key}={value}: must be a list, in most shells with quotes: '{key}=[{value}]'")
+    values = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+    return require(key, values, Annotated[list[kind], Field(min_length=1)])
 
 
 def build_trainer(
@@ -193,13 +214,16 @@ def build_trainer(
     """
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them, unchecked
         require(f"trainer.{key}", config.trainer.get(key, 1), PositiveInt)
+    callbacks = build_callbacks(config.callbacks, module, data)
     return build_part(
         "trainer",
         Trainer,
         config.trainer,
         accelerator=choose_accelerator(config.trainer.accelerator),
         devices=1,
-        callbacks=[throughput, *build_callbacks(config.callbacks, module, data)],
+        callbacks=[throughput, *callbacks],
+        # Without any, Lightning would add one of its own, that writes among the logs.
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],
         default_root_dir=directory,
     )

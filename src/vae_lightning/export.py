@@ -17,13 +17,10 @@ def main(config: DictConfig) -> None:
     from importlib.util import find_spec
     from pathlib import Path
     from tempfile import TemporaryDirectory
-    from typing import Annotated
-
-    from pydantic import Field
 
     from vae_lightning import checkpoints, experiment, exporting, model_card
 
-    formats = experiment.require_list("formats", config.formats, Annotated[list[exporting.Format], Field(min_length=1)])
+    formats = experiment.require_list("formats", config.formats, exporting.Format)
     missing = [package for package in ("onnx", "onnxruntime", "onnxscript") if not find_spec(package)]
     if "onnx" in formats and missing:
         raise ConfigurationError(f"formats=[onnx]: needs {', '.join(missing)}: pip install 'vae-lightning[export]'")

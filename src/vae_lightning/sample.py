@@ -4,7 +4,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.configuration import ConfigurationError, command, make_run_directory, save_configuration
+from vae_lightning.configuration import command, make_run_directory, save_configuration
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,7 @@ def main(config: DictConfig) -> None:
     temperature = experiment.require("temperature", config.temperature, Annotated[float, Field(ge=0, allow_inf_nan=False)])
     form = experiment.require("form", config.form, Literal["grid", "png", "npy", "pt"])
     vae = checkpoints.load(experiment.require("checkpoint", config.checkpoint, str))
-    if label is not None and label >= vae.num_classes:
-        known = f"labels from 0 to {vae.num_classes - 1}" if vae.num_classes else "no labels: train one with model=conditional"
-        raise ConfigurationError(f"label={label}: this model knows {known}")
+    experiment.check_label(label, vae.num_classes)
     labels = None if label is None else torch.full((count,), label)
     with torch.inference_mode():
         samples = vae.sample(count, labels, torch.Generator().manual_seed(seed), temperature)
@@ -43,7 +41,7 @@ def main(config: DictConfig) -> None:
     elif form == "png":
         written = directory / "samples"
         for number, image in enumerate(samples):
-            pictures.save_png(image.expand(3, -1, -1), written / f"{number:0{len(str(count - 1))}d}.png")
+            pictures.save_png(image, written / f"{number:0{len(str(count - 1))}d}.png")
     elif form == "npy":
         written = directory / "samples.npy"
         np.save(written, samples.numpy())

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, PositiveInt, validate_call
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.nn.functional import pad
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -17,8 +18,16 @@ from vae_lightning.callbacks.pictures import Look
 from vae_lightning.provenance import versions
 from vae_lightning.vae import VAE
 
-MEASURED = ("test/elbo", "test/kl", "test/active_units", "evaluate/test/log_marginal")
-"""The figures of the HParams tab; the last is there once ``evaluate`` has measured it."""
+MEASURED = (
+    "test/elbo",
+    "test/log_likelihood",
+    "test/kl",
+    "test/active_units",
+    "test/loss_at_posterior_mean",
+    "evaluate/test/log_marginal",
+)
+"""The figures of the HParams tab. TensorBoard ticks the first five; the sixth waits until ``evaluate`` has measured it, for a
+run that lacks a ticked figure is left out of the parallel coordinates."""
 
 TRAINER_SETTINGS = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision")
 
@@ -29,7 +38,7 @@ class Dashboard(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the card ``run`` and the layout of the custom scalars."""
         charts = {
-            name: ["Multiline", [f"^train/{name}$", f"^val/{name}$"]] for name in ("elbo", "log_likelihood", "kl", "loss")
+            name: ["Multiline", [f"^train/{name}_epoch$", f"^val/{name}$"]] for name in ("elbo", "log_likelihood", "kl", "loss")
         }
         for writer in _writers(trainer):
             writer.add_text("run", _card(trainer), 0)
@@ -71,8 +80,8 @@ class Projector(Look):
         """Write them."""
         for writer in _writers(trainer):
             encoded = gallery.encode(vae, trainer.datamodule.split("test", self.count))  # type: ignore[attr-defined]
-            labels = encoded.labels.tolist()
-            writer.add_embedding(encoded.loc, labels, encoded.images, trainer.global_step, "posterior_means")
+            points = pad(encoded.loc, (0, max(0, 3 - encoded.loc.shape[1])))  # the projector's view has three axes
+            writer.add_embedding(points, encoded.labels.tolist(), encoded.images, trainer.global_step, "posterior_means")
 
 
 def _writers(trainer: Trainer) -> list[SummaryWriter]:
@@ -96,7 +105,7 @@ def _card(trainer: Trainer) -> str:
         "device": f"{device.type}, {platform.machine()}, {platform.system()}",
         **versions(),
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in rows.items())])
+    return "\n".join(["| run | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in rows.items())])
 
 
 def _plain(value: Any) -> float | str:

@@ -61,8 +61,10 @@ class Progress(Callback):
         self._line = f"epoch {trainer.current_epoch + 1}{last}"
         self._started = time.perf_counter()
         self._validated = False
-        images = int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self._bar = tqdm(total=images, desc=self._line, unit=" images", leave=False, dynamic_ncols=True, disable=None)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        images = min(int(trainer.num_training_batches) * data.batch_size, len(data.train_indices))
+        look: dict[str, Any] = {"unit": " images", "unit_scale": True, "leave": False, "dynamic_ncols": True}
+        self._bar = tqdm(total=images, desc=self._line, disable=None, **look)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -17,9 +17,12 @@ def read_folder(folder: str | Path) -> tuple[Tensor, list[str]]:
         The images ``[N, 1, 28, 28]`` (uint8, white digits on black as in MNIST), and the files' names.
 
     Raises:
-        ValueError: the folder holds no file, or one that is no picture of 28 × 28 grey pixels; the message says what to do.
+        ValueError: there is no such folder, or it holds no file, or one that is no picture of 28 × 28 grey pixels; the message
+            says what to do.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if not files:
         raise ValueError(f"{folder} holds no pictures")
