@@ -344,3 +344,29 @@ def test_densities_are_computed_in_full_precision_under_autocast(likelihood, net
         posterior = vae.posterior(torch.rand(4, 1, 28, 28))
         likelihood_ = vae.likelihood(posterior.loc)
     assert posterior.loc.dtype == posterior.scale.dtype == likelihood_.mean.dtype == torch.float32
+
+
+def test_a_compiled_model_trains_alike_and_its_checkpoint_is_as_any_other(subset, tmp_path, monkeypatch):
+    compiled, real = [], torch.compile
+
+    def compile_for_the_test(function):  # without generated code, whose compiler takes a minute
+        compiled.append(function.__name__)
+        return real(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_for_the_test)
+
+    def trained(**options):
+        torch.manual_seed(0)
+        module, file = VAEModule(latent_dim=3, hidden_dims=[20], **options), tmp_path / "checkpoint"
+        running = trainer(tmp_path, max_epochs=1)
+        running.fit(module, subset)
+        running.save_checkpoint(file)
+        return torch.load(file, weights_only=True)["state_dict"]
+
+    plain = trained()
+    assert compiled == []
+    ours = trained(compile=True)
+    assert compiled == ["objective"]
+    assert list(ours) == list(plain)
+    for key, weight in ours.items():
+        torch.testing.assert_close(weight, plain[key], rtol=1e-4, atol=1e-5)

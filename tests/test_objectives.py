@@ -27,7 +27,7 @@ def standard(dim):
 
 
 def kl_of(loc, scale):
-    return kl_per_dimension(DiagonalNormal(loc, scale), standard(loc.shape[-1]))
+    return kl_per_dimension(loc, scale)
 
 
 def bound_of(x, logits, loc, scale):
@@ -97,7 +97,7 @@ class LinearGaussian:
     def estimates(self, samples, loc, scale, seed=0):
         posterior = DiagonalNormal(loc, scale)
         z = posterior.reparameterize(noise_of(samples, *loc.shape, seed=seed))
-        kl = kl_per_dimension(posterior, self.prior)
+        kl = kl_per_dimension(posterior.loc, posterior.scale)
         return self.log_likelihood(z), log_ratio(z, posterior, self.prior), kl
 
 

@@ -80,7 +80,7 @@ def _measure(
     if "bound" in metrics:
         values |= module.measure(batch)
     if "active_units" in metrics:
-        values["kl_per_dimension"] = kl_per_dimension(posterior, prior)
+        values["kl_per_dimension"] = kl_per_dimension(posterior.loc, posterior.scale)
     if "mutual_information" in metrics:
         z = posterior.reparameterize(evaluation_noise(batch.indices, module.latent_dim)[0].to(posterior.loc))
         log_posterior, log_prior = (each.log_prob(z) for each in (posterior, prior))  # type: ignore[no-untyped-call]

@@ -53,7 +53,7 @@ def encode(vae: VAE, batches: Iterable[Batch]) -> Encoded:
         posteriors.append(vae.posterior(batch.images.to(device), batch.labels.to(device)))
     images, labels = (torch.cat(parts) for parts in zip(*shown, strict=True))
     loc, scale = (torch.cat([getattr(posterior, name) for posterior in posteriors]).cpu() for name in ("loc", "scale"))
-    kl = torch.cat([kl_per_dimension(posterior, vae.prior) for posterior in posteriors]).mean(0).cpu()
+    kl = torch.cat([kl_per_dimension(posterior.loc, posterior.scale) for posterior in posteriors]).mean(0).cpu()
     return Encoded(images, labels, loc, scale, kl)
 
 

@@ -93,6 +93,7 @@ class VAEModule(LightningModule):
         optimizer_options: dict[str, Any] | None = None,
         schedule: ScheduleName = "constant",
         schedule_passes: Sequence[PositiveInt] = tuple(IWAE_PASSES),
+        compile: bool = False,
         seed: Seed = 1,
     ) -> None:
         """Build the model from plain values, which are kept in its checkpoints.
@@ -120,6 +121,7 @@ class VAEModule(LightningModule):
             optimizer_options: further arguments of torch's optimiser.
             schedule: of the learning rate: see ``optimizers.build_schedule``.
             schedule_passes: epochs at each stage of the ``iwae`` schedule.
+            compile: whether training goes through ``torch.compile``; the weights and their names are the same.
             seed: seed of the noise in training. The initial weights come from torch's global generator.
 
         Raises:
@@ -159,6 +161,7 @@ class VAEModule(LightningModule):
         )
         self.vae = VAE(encoder, decoder, family, latent_dim, num_classes)
         terms = ("loss", "elbo", "log_likelihood", "kl")
+        self.training_objective = torch.compile(self.objective) if compile else self.objective
         self._logged_step = 0
         self.window = _Means(*terms)
         self.epoch = _Means(*terms)
@@ -169,6 +172,13 @@ class VAEModule(LightningModule):
             *(f"val/{name}" for name in self.evaluation.names),
             *(f"train/{name}{suffix}" for name in terms for suffix in ("_epoch", "")),
         ]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; words, as the name of each hook that Lightning notes, without asking whether they are weights."""
+        if isinstance(value, str):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Reconstruct images ``[B, C, H, W]``."""
@@ -191,17 +201,16 @@ class VAEModule(LightningModule):
         Returns:
             The objective, log p(x|z) averaged over the samples, and the KL in closed form, each ``[B]``.
         """
-        prior = self.vae.prior
         posterior = self.vae.posterior(batch.images, batch.labels)
         z = posterior.reparameterize(noise.to(posterior.loc))
         log_likelihood = self.log_likelihood(batch, z)
-        kl = kl_per_dimension(posterior, prior)
+        kl = kl_per_dimension(posterior.loc, posterior.scale)
         if self.estimator == "sgvb_b":
             objective = sgvb_b(log_likelihood, kl, kl_weight, self.free_bits)
         elif self.estimator == "sgvb_a":
-            objective = sgvb_a(log_likelihood, log_ratio(z, posterior, prior), kl_weight)
+            objective = sgvb_a(log_likelihood, log_ratio(z, posterior, self.vae.prior), kl_weight)
         else:
-            objective = importance_weighted(log_likelihood, log_ratio(z, posterior, prior))
+            objective = importance_weighted(log_likelihood, log_ratio(z, posterior, self.vae.prior))
         return objective, log_likelihood.mean(0), kl.sum(-1)
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -216,7 +225,7 @@ class VAEModule(LightningModule):
         """Return the loss: the batch mean of minus the objective."""
         seen = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         noise = training_noise(self.seed, seen, (self.num_samples, len(batch.images), self.latent_dim))
-        objective, log_likelihood, kl = self.objective(batch, noise, self.kl_weight)
+        objective, log_likelihood, kl = self.training_objective(batch, noise, self.kl_weight)
         self.window.update(-objective, log_likelihood - kl, log_likelihood, kl)
         return -objective.mean()
 
@@ -280,7 +289,7 @@ class VAEModule(LightningModule):
         noise = evaluation_noise(batch.indices, self.latent_dim)
         log_likelihood = self.log_likelihood(batch, posterior.reparameterize(noise.to(posterior.loc)))[0]
         at_mean = self.log_likelihood(batch, posterior.loc.unsqueeze(0))[0]
-        kl = kl_per_dimension(posterior, self.vae.prior).sum(-1)
+        kl = kl_per_dimension(posterior.loc, posterior.scale).sum(-1)
         return {
             "loss": kl - log_likelihood,
             "elbo": log_likelihood - kl,
