@@ -91,6 +91,10 @@ results: $(READY)  ## run the campaigns of docs/results.md again, into outputs/r
 	    hydra.run.dir=$(RESULTS)/$${model}_measured || exit 1; done
 	$(BIN)/python benchmarks/estimator_variance.py $(RESULTS)/vae
 
+.PHONY: bench
+bench: $(READY)  ## measure the speed as ratios, side by side; some of it with ROWS=step,epoch, a short form with QUICK=1
+	$(BIN)/python benchmarks/bench.py $(if $(ROWS),--rows '$(ROWS)') $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: clean
 clean:  ## remove .venv, caches and build files; never outputs/ or the data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,311 @@
+"""The two sides of each row of the benchmark: ours first, then what it is held against.
+
+A side does its work once and returns what that took, in seconds or bytes: less is better.
+"""
+
+import contextlib
+import functools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from example import Example
+from plain import BATCH, BareLoop, DecoderProducts, GraphLoop, StepProducts
+from vae_lightning import MNISTDataModule, VAEModule, evaluation, experiment
+from vae_lightning.configuration import CONFIGS
+
+EPOCHS = 10
+"""Of a default run, and of the example's."""
+TARGET_ELBO = -105.6
+"""What the speedrun must reach on the test images, nats per image."""
+IMPORTANCE_SAMPLES = 5000
+
+EXAMPLE = str(Path(__file__).with_name("example.py"))
+TRAIN = ("-m", "vae_lightning.train")
+FIRST_STEP = (
+    "import os; from vae_lightning import module, train; "
+    "module.VAEModule.on_train_batch_end = lambda *_: os._exit(0); train.main()"
+)
+"""Trains by the real command and leaves the process where the first step ends."""
+PEAK = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+"""Runs a command and prints its peak memory; a small process of its own, for a child's peak counts what its parent held."""
+
+Side = Callable[[], float]
+
+
+class RowFailed(Exception):
+    """A row could not be measured; the message says why, in a line."""
+
+
+# -- what the rows share ----------------------------------------------------------------------------------------------
+
+
+class Laps(Callback):
+    """The seconds of a run of one epoch, by what they went to. It comes first, so that what other callbacks do is counted."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self.seconds = {"set-up": 0.0, "training": 0.0, "validation": 0.0, "ending": 0.0}
+        self.steps = 0
+        self._since = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Add the seconds since the last lap to a part."""
+        synchronize()
+        now = time.perf_counter()
+        self.seconds[part] += now - self._since
+        self._since = now
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """The parts are built, the dashboard's cards are written."""
+        self.lap("set-up")
+
+    def on_validation_start(self, *_: Any) -> None:
+        """The last step is done."""
+        self.lap("training")
+
+    def on_validation_end(self, *_: Any) -> None:
+        """The best checkpoint, the epoch's pictures and figures come after this."""
+        self.lap("validation")
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        """The pictures that are drawn once for a run come after this."""
+        self.lap("training")
+        self.steps = trainer.global_step
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that work takes."""
+    synchronize()
+    started = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - started
+
+
+class Bench:
+    """The data, a model with initial weights, and ways to run what is measured; ``quick`` takes less of everything."""
+
+    def __init__(self, quick: bool, data_dir: str | None, directory: Path) -> None:
+        """Read the data, fetched if they aren't there; take a directory for what the runs write."""
+        self.quick = quick
+        self.directory = directory
+        self.device = torch.device(experiment.choose_accelerator("auto"))
+        self.data = MNISTDataModule(dir=data_dir)
+        self.data_dir = str(self.data.folder.parents[1].absolute())
+        self.data.prepare_data()
+        self.data.setup()
+
+    def module(self) -> VAEModule:
+        """Return the default model with its first weights."""
+        torch.manual_seed(1)
+        return VAEModule()
+
+    def images(self) -> Tensor:
+        """Return the training file's images on the device, ``[N, 784]``, uint8."""
+        return self.data.images["train"].flatten(1).to(self.device)
+
+    def batches(self) -> list[Tensor]:
+        """Return the indices of the default run's batches in its first epoch, on the device; quick: the first hundred."""
+        parts = torch.split(self.data.train_dataloader().order(), BATCH)
+        return [part.to(self.device) for part in parts[: 100 if self.quick else None]]
+
+    def train(self, *overrides: str, times_the_data: int = 1) -> tuple[float, float, int]:
+        """Fit for one epoch, quick: a hundred steps, with overrides as typed after the command; see ``fit_one_epoch``."""
+        less = ("trainer.limit_train_batches=100", "trainer.limit_val_batches=2") if self.quick else ()
+        return fit_one_epoch(self.directory, f"data.dir={self.data_dir}", *less, *overrides, times_the_data=times_the_data)
+
+    def step_seconds(self, *overrides: str, times_the_data: int = 1) -> float:
+        """Return the seconds of training, as ``train`` counts them, for each step."""
+        training, _, steps = self.train(*overrides, times_the_data=times_the_data)
+        return training / steps
+
+    def process(self, *arguments: str, expected: int = 0) -> tuple[float, str]:
+        """Run Python in a new directory; return the seconds from start to end, and what it printed.
+
+        Raises:
+            RowFailed: it ended with another exit status than the expected one.
+        """
+        with tempfile.TemporaryDirectory(dir=self.directory) as directory:
+            started = time.perf_counter()
+            done = subprocess.run([sys.executable, *arguments], cwd=directory, capture_output=True, text=True)
+            seconds = time.perf_counter() - started
+        if done.returncode != expected:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise RowFailed(f"a process ended with exit status {done.returncode}: {''.join(last)}")
+        return seconds, done.stdout
+
+
+def fit_one_epoch(directory: Path, *overrides: str, times_the_data: int = 1) -> tuple[float, float, int]:
+    """Fit for one epoch in this process, by the configuration of ``train`` and into a new run directory.
+
+    Args:
+        directory: where the run directory is made; it is removed again.
+        *overrides: as typed after the command.
+        times_the_data: how many times over the training images are there.
+
+    Returns:
+        Seconds of training: all of the epoch but the validation, and of the pictures that are drawn once, at the end of a run,
+        the share that falls to these steps in a default run of ten epochs. Seconds of the validation. The steps.
+    """
+    with tempfile.TemporaryDirectory(dir=directory) as run, contextlib.chdir(run):
+        parts = experiment.build(compose("trainer.max_epochs=1", *overrides))
+        run_of_steps = EPOCHS * len(parts.data.train_dataloader())
+        if times_the_data > 1:
+            multiply(parts.data, times_the_data)
+        laps = Laps()
+        parts.trainer.callbacks.insert(0, laps)  # type: ignore[attr-defined]
+        experiment.fit(parts)
+        laps.lap("ending")
+    training = laps.seconds["training"] + laps.seconds["ending"] * laps.steps / run_of_steps
+    return training, laps.seconds["validation"], laps.steps
+
+
+def compose(*overrides: str) -> DictConfig:
+    """Return the configuration of ``train``, and let Hydra hold it as it does in a run."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", list(overrides), return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(Path.cwd())
+        HydraConfig.instance().set_config(config)
+        del config["hydra"]
+    return config
+
+
+def multiply(data: MNISTDataModule, times: int) -> None:
+    """Let a data module hold its training images so many times."""
+    size = len(data.images["train"])
+    data.images["train"] = data.images["train"].repeat(times, 1, 1, 1)
+    data.labels["train"] = data.labels["train"].repeat(times)
+    data.train_indices = torch.cat([data.train_indices + number * size for number in range(times)])
+
+
+# -- the rows ---------------------------------------------------------------------------------------------------------
+
+
+def step(bench: Bench) -> tuple[Side, Side]:
+    """A training step against that of a bare loop."""
+    loop, batches = BareLoop(bench.module(), bench.images()), bench.batches()
+    return bench.step_seconds, lambda: timed(lambda: loop.run(batches)) / len(batches)
+
+
+def products(bench: Bench) -> tuple[Side, Side]:
+    """A training step against its matrix products."""
+    alone, steps = StepProducts(bench.module(), bench.device), len(bench.batches())
+    return bench.step_seconds, lambda: timed(lambda: alone.run(steps)) / steps
+
+
+def graph(bench: Bench) -> tuple[Side, Side]:
+    """A training step against the bare loop's as a CUDA graph, whose batches are all of one size."""
+    if bench.device.type != "cuda":
+        raise RowFailed("there is no CUDA GPU here")
+    loop, batches = GraphLoop(bench.module(), bench.images()), [each for each in bench.batches() if len(each) == BATCH]
+    return bench.step_seconds, lambda: timed(lambda: loop.run(batches)) / len(batches)
+
+
+def epoch(bench: Bench) -> tuple[Side, Side]:
+    """An epoch over the 60,000 training images with its pass over the test images, against the example's."""
+    example = Example(Path(bench.data_dir), *((100 * BATCH, 2000) if bench.quick else ()))
+    return lambda: sum(bench.train("experiment=pytorch_example")[:2]), lambda: timed(lambda: (example.train(), example.test()))
+
+
+def speedrun(bench: Bench) -> tuple[Side, Side]:
+    """The process that reaches the target against the example's."""
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory(dir=bench.directory) as run:
+            overrides = ("experiment=speedrun", f"data.dir={bench.data_dir}", f"hydra.run.dir={run}")
+            seconds, _ = bench.process(*TRAIN, *overrides)
+            reached = json.loads((Path(run) / "metrics.json").read_text())["figures"]["test/elbo"]
+        if reached < TARGET_ELBO:
+            raise RowFailed(f"the test ELBO came to {reached:.3f} after {seconds:.1f} s, which is below {TARGET_ELBO}")
+        return seconds
+
+    def theirs() -> float:
+        epochs = 1 if bench.quick else EPOCHS
+        seconds, printed = bench.process(EXAMPLE, "--data-dir", bench.data_dir, "--epochs", str(epochs))
+        each = [float(found) for found in re.findall(r"([\d.]+) s$", printed, re.MULTILINE)]
+        return seconds + (EPOCHS - epochs) * statistics.mean(each)
+
+    return ours, theirs
+
+
+def log_marginal(bench: Bench) -> tuple[Side, Side]:
+    """Importance sampling against the decoder's matrix products."""
+    count, module = 20 if bench.quick else 200, bench.module().eval().to(bench.device)
+    images, memory = bench.data.split("test", count), OmegaConf.load(CONFIGS / "evaluate.yaml").memory_mb
+    measure = functools.partial(evaluation.evaluate, module, images, ["log_marginal"], IMPORTANCE_SAMPLES, memory)
+    alone = DecoderProducts(module, bench.device)
+    return lambda: timed(measure), lambda: timed(lambda: alone.run(count * IMPORTANCE_SAMPLES))
+
+
+def samples(bench: Bench) -> tuple[Side, Side]:
+    """An image drawn from the prior against the decoder's matrix products."""
+    count, vae = 20_000 if bench.quick else 100_000, bench.module().eval().requires_grad_(False).vae
+    alone = DecoderProducts(bench.module(), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def draw() -> None:
+        vae.sample(count, generator=torch.Generator().manual_seed(0))
+
+    return lambda: timed(draw) / count, lambda: timed(lambda: alone.run(count)) / count
+
+
+def startup(bench: Bench, arguments: Sequence[str], expected: int) -> tuple[Side, Side]:
+    """A command's answer against the import of Hydra."""
+    return lambda: bench.process(*TRAIN, *arguments, expected=expected)[0], lambda: bench.process("-c", "import hydra")[0]
+
+
+def first_step(bench: Bench) -> tuple[Side, Side]:
+    """The way to the first step against that through the imports."""
+    ours = ("-c", FIRST_STEP, f"data.dir={bench.data_dir}")
+    return lambda: bench.process(*ours)[0], lambda: bench.process("-c", "import torch, lightning")[0]
+
+
+def memory(bench: Bench) -> tuple[Side, Side]:
+    """The peak of a run's resident memory against that of the example's."""
+    ours = [*TRAIN, f"data.dir={bench.data_dir}", "trainer.max_epochs=1"]
+    theirs = [EXAMPLE, "--data-dir", bench.data_dir, "--epochs", "1"]
+    if bench.quick:
+        ours.append("trainer.limit_train_batches=100")
+        theirs.append(f"--train-images={100 * BATCH}")
+    unit = 1 if sys.platform == "darwin" else 1024
+
+    def peak(command: Sequence[str]) -> float:
+        return unit * float(bench.process("-c", PEAK, sys.executable, *command)[1])
+
+    return lambda: peak(ours), lambda: peak(theirs)
+
+
+def logging(bench: Bench) -> tuple[Side, Side]:
+    """A training step where each is logged against one where every fiftieth is."""
+    return lambda: bench.step_seconds("trainer.log_every_n_steps=1"), lambda: bench.step_seconds("trainer.log_every_n_steps=50")
+
+
+def scaling(bench: Bench) -> tuple[Side, Side]:
+    """A training step with ten times the data against one with the data once."""
+    steps = f"trainer.limit_train_batches={len(bench.batches())}"
+    return lambda: bench.step_seconds(steps, times_the_data=10), lambda: bench.step_seconds(steps)
