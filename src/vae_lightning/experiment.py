@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import os
 import sys
 import typing
 import warnings
@@ -231,6 +232,9 @@ def build_trainer(
     """
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them, unchecked
         require(f"trainer.{key}", config.trainer.get(key, 1), PositiveInt)
+    if not torch.cuda.is_available():
+        # Lightning's import sets it to 1, by which torch looks for a driver's library at every step of an optimiser.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     callbacks = build_callbacks(config.callbacks, module, data)
     profiler = {} if config.trainer.get("profiler") else {"profiler": Unprofiled()}
     return build_part(

@@ -26,9 +26,10 @@ def evaluation_noise(indices: Tensor, latent_dim: int, samples: Sequence[int] = 
     indices = indices.cpu()
     noise = torch.empty(len(samples), len(indices), latent_dim, dtype=torch.float32)
     for block in torch.unique(indices // _BLOCK).tolist():
-        rows = indices // _BLOCK == block
+        rows = (indices // _BLOCK == block).nonzero().flatten()
+        shown = indices[rows] % _BLOCK
         for number, sample in enumerate(samples):
             generator = keyed_generator(EVALUATION_SEED, block, sample)
             table = torch.randn(_BLOCK, latent_dim, generator=generator, dtype=torch.float32)
-            noise[number, rows] = table[indices[rows] % _BLOCK]
+            noise[number].index_copy_(0, rows, table.index_select(0, shown))
     return noise

@@ -3,11 +3,15 @@
 Shapes: ``B`` images in a batch, ``D`` latent dimensions, ``C H W`` an image; ``...`` is any number of leading dimensions.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_lightning.likelihoods import Likelihood
+
+_DECODED_TOGETHER = 500  # latents of a sample: their layers fit into a processor's cache
 
 
 class DiagonalNormal(Independent[Normal]):
@@ -90,4 +94,6 @@ class VAE(nn.Module):
         noise = torch.randn(n, prior.event_shape[0], generator=generator, dtype=torch.float32)
         if self.num_classes and y is None:
             y = torch.randint(self.num_classes, (n,), generator=generator).to(prior.loc.device)
-        return self.likelihood(prior.reparameterize(temperature * noise.to(prior.loc)), y).mean
+        z = prior.reparameterize(temperature * noise.to(prior.loc))
+        labels = itertools.repeat(None) if y is None else torch.split(y, _DECODED_TOGETHER)
+        return torch.cat([self.likelihood(*part).mean for part in zip(torch.split(z, _DECODED_TOGETHER), labels, strict=False)])
