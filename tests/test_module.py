@@ -370,3 +370,42 @@ def test_a_compiled_model_trains_alike_and_its_checkpoint_is_as_any_other(subset
     assert list(ours) == list(plain)
     for key, weight in ours.items():
         torch.testing.assert_close(weight, plain[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_that_starts_from_the_mean_image_draws_it_at_first(subset, tmp_path):
+    module = VAEModule(initial_mean=True)
+    untrained = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    module.trainer, untrained.datamodule = untrained, subset
+    module.setup("fit")
+    with torch.no_grad():
+        for weights in module.vae.decoder.layers[-1].parameters():
+            if weights.ndim == 2:
+                weights.zero_()
+    mean = (subset.images["train"][subset.train_indices].float() / 255).mean(0)
+    torch.testing.assert_close(module.vae.sample(1)[0].detach(), mean.clamp(1e-3, 1 - 1e-3))
+
+
+@pytest.mark.parametrize(
+    "other", [{"network": "convolutional"}, {"likelihood": "gaussian", "pixel_scale": "per_pixel"}], ids=str
+)
+def test_a_mean_that_the_last_bias_can_not_hold_is_refused(other):
+    with pytest.raises(ValueError, match="initial_mean=true: asks for network=mlp"):
+        VAEModule(initial_mean=True, **other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"schedule": "one_cycle", "schedule_options": {"pct": 0.1}},
+            "schedule_options={'pct': 0.1} .*unexpected",
+        ),
+        ({"schedule": "one_cycle", "schedule_options": {"pct_start": 2.0}}, "schedule_options={'pct_start': 2.0} over "),
+        ({"schedule": "cosine", "schedule_options": {"pct_start": 0.1}}, "are those of schedule=one_cycle"),
+        ({"schedule_options": {"pct_start": 0.1}}, "are those of schedule=one_cycle"),
+    ],
+    ids=str,
+)
+def test_schedule_options_that_mean_nothing_are_refused_before_the_data_is_read(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VAEModule(**settings)

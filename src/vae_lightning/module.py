@@ -78,6 +78,7 @@ class VAEModule(LightningModule):
         activation: Activation = "relu",
         posterior_scale: PosteriorScale = "exp",
         initial_scale: FinitePositive | None = None,
+        initial_mean: bool = False,
         likelihood: LikelihoodName = "bernoulli",
         pixel_scale: FinitePositive | Literal["learnt", "per_pixel"] = 0.1,
         num_classes: NonNegativeInt = 0,
@@ -92,6 +93,7 @@ class VAEModule(LightningModule):
         weight_decay: NonNegativeFloat = 0.0,
         optimizer_options: dict[str, Any] | None = None,
         schedule: ScheduleName = "constant",
+        schedule_options: dict[str, Any] | None = None,
         schedule_passes: Sequence[PositiveInt] = tuple(IWAE_PASSES),
         compile: bool = False,
         seed: Seed = 1,
@@ -106,6 +108,7 @@ class VAEModule(LightningModule):
             activation: between the layers.
             posterior_scale: how the posterior's scale is made positive: see ``networks.MLPEncoder``.
             initial_scale: standard deviation of all initial weights and biases; by default torch's own initialisation.
+            initial_mean: whether the decoder starts from the mean of the training images: its last bias is their logits.
             likelihood: the family p(x|z): see ``likelihoods.Likelihood``.
             pixel_scale: its scale, where it has one: a number, ``learnt`` or ``per_pixel``.
             num_classes: of the labels on which the model is conditional; 0: none.
@@ -120,6 +123,7 @@ class VAEModule(LightningModule):
             weight_decay: λ of λ/2 · ‖θ‖².
             optimizer_options: further arguments of torch's optimiser.
             schedule: of the learning rate: see ``optimizers.build_schedule``.
+            schedule_options: further arguments of torch's ``OneCycleLR``.
             schedule_passes: epochs at each stage of the ``iwae`` schedule.
             compile: whether training goes through ``torch.compile``; the weights and their names are the same.
             seed: seed of the noise in training. The initial weights come from torch's global generator.
@@ -140,7 +144,11 @@ class VAEModule(LightningModule):
         if kl_schedule != "constant" and not kl_schedule_steps:
             raise ValueError(f"kl_schedule={kl_schedule}: asks for kl_schedule_steps, the optimiser steps that it takes")
         # For nothing, so that options which torch doesn't know are refused here and not after the data has been read.
-        build_optimizer(optimizer, [torch.zeros(1)], learning_rate, weight_decay, optimizer_options)
+        built = build_optimizer(optimizer, [torch.zeros(1)], learning_rate, weight_decay, optimizer_options)
+        if schedule != "constant":
+            build_schedule(schedule, built, 1000, schedule_passes, schedule_options)
+        elif schedule_options:
+            raise ValueError(f"schedule_options={schedule_options}: are those of schedule=one_cycle")
         self.latent_dim = latent_dim
         self.estimator = objective
         self.num_samples = num_samples
@@ -159,6 +167,8 @@ class VAEModule(LightningModule):
             num_classes,
             initial_scale,
         )
+        if initial_mean and (network != "mlp" or family.parameters_per_pixel > 1):
+            raise ValueError("initial_mean=true: asks for network=mlp and a decoder that computes no pixel_scale")
         self.vae = VAE(encoder, decoder, family, latent_dim, num_classes)
         terms = ("loss", "elbo", "log_likelihood", "kl")
         self.training_objective = torch.compile(self.objective) if compile else self.objective
@@ -183,6 +193,15 @@ class VAEModule(LightningModule):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Reconstruct images ``[B, C, H, W]``."""
         return self.vae.reconstruct(x, y)
+
+    def setup(self, stage: str) -> None:
+        """Let the decoder start from the mean of the training images, if it is to."""
+        if stage == "fit" and self.hparams["initial_mean"]:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            mean = data.images["train"].index_select(0, data.train_indices).float().mean(0) / 255
+            bias: Any = self.vae.decoder.layers[-1].bias  # type: ignore[union-attr,index]
+            with torch.no_grad():
+                bias.copy_(mean.clamp(1e-3, 1 - 1e-3).logit().flatten())  # some pixels are always black
 
     # -- the shared step ----------------------------------------------------------------------------------------------
 
@@ -341,5 +360,7 @@ class VAEModule(LightningModule):
         if settings["schedule"] == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule, interval = build_schedule(settings["schedule"], optimizer, steps, settings["schedule_passes"])
+        schedule, interval = build_schedule(
+            settings["schedule"], optimizer, steps, settings["schedule_passes"], settings["schedule_options"]
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}

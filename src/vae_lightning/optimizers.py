@@ -58,7 +58,11 @@ def build_optimizer(
 
 
 def build_schedule(
-    name: Literal["one_cycle", "cosine", "iwae"], optimizer: torch.optim.Optimizer, total_steps: int, passes: Sequence[int]
+    name: Literal["one_cycle", "cosine", "iwae"],
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+    passes: Sequence[int],
+    options: dict[str, Any] | None = None,
 ) -> tuple[LRScheduler, Literal["step", "epoch"]]:
     """Make a learning-rate schedule, and say whether it moves with the step or the epoch.
 
@@ -68,10 +72,20 @@ def build_schedule(
         optimizer: what it drives.
         total_steps: optimiser steps of the run.
         passes: epochs at each stage of ``iwae``; past the last one the rate stays.
+        options: further arguments of torch's ``OneCycleLR``.
+
+    Raises:
+        ValueError: torch knows no such option, or refuses its value; or the schedule is another one.
     """
+    if options and name != "one_cycle":
+        raise ValueError(f"schedule_options={options}: are those of schedule=one_cycle")
     if name == "one_cycle":
-        cycles = "betas" in optimizer.defaults  # Adam's first; an optimiser without momentum isn't given one
-        return OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps, cycle_momentum=cycles), "step"
+        momentum = "betas" in optimizer.defaults  # Adam's first; an optimiser without momentum isn't given one
+        settings: dict[str, Any] = {"cycle_momentum": momentum, **(options or {})}
+        try:
+            return OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps, **settings), "step"
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"schedule_options={options} over {total_steps} steps: {error}") from error
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=total_steps), "step"
     ends = list(itertools.accumulate(passes))[:-1]
