@@ -71,7 +71,7 @@ class Projector(Look):
     """Puts the posterior means of the first test images into TensorBoard's projector, with their labels and pictures."""
 
     @validate_call(config=ConfigDict(strict=True))
-    def __init__(self, every_n_epochs: PositiveInt | None = None, count: PositiveInt = 2000) -> None:
+    def __init__(self, every_n_epochs: PositiveInt | None = None, count: PositiveInt = 1000) -> None:
         """Take how often to write, and how many images."""
         super().__init__(every_n_epochs)
         self.count = count

@@ -9,10 +9,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from vae_lightning import gallery
-from vae_lightning.pictures import reconstruction_grid, sample_grid, save_png
+from vae_lightning.pictures import png, reconstruction_grid, sample_grid
 from vae_lightning.vae import VAE
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,18 @@ class Picture(Look):
     def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
         """Draw and write."""
         picture = self.draw(trainer, vae).float().cpu()
-        save_png(picture, Path(trainer.default_root_dir) / "images" / f"{self.name}_{epoch:03d}.png")
+        content = png(picture)
+        file = Path(trainer.default_root_dir) / "images" / f"{self.name}_{epoch:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"images/{self.name}", picture, trainer.global_step)
+                # SummaryWriter.add_image would compress the picture anew, which takes longer than to draw it.
+                _, height, width = picture.shape
+                image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+                summary = Summary(value=[Summary.Value(tag=f"images/{self.name}", image=image)])
+                file_writer = logger.experiment._get_file_writer()
+                file_writer.add_summary(summary, trainer.global_step)
 
 
 class Reconstructions(Picture):
