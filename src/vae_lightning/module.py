@@ -172,6 +172,7 @@ class VAEModule(LightningModule):
         self.vae = VAE(encoder, decoder, family, latent_dim, num_classes)
         terms = ("loss", "elbo", "log_likelihood", "kl")
         self.training_objective = torch.compile(self.objective) if compile else self.objective
+        self.latest: dict[str, float] = {}  # the last means that were logged in training
         self._logged_step = 0
         self.window = _Means(*terms)
         self.epoch = _Means(*terms)
@@ -180,7 +181,7 @@ class VAEModule(LightningModule):
         self.tested_images = 0
         self.published = [
             *(f"val/{name}" for name in self.evaluation.names),
-            *(f"train/{name}{suffix}" for name in terms for suffix in ("_epoch", "")),
+            *(f"train/{name}_epoch" for name in terms),
         ]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -254,7 +255,8 @@ class VAEModule(LightningModule):
         if (
             every and self.global_step % every == 0 and self.global_step != self._logged_step
         ):  # once, if it takes several batches
-            self._publish(self.window.means("train/") | self._scheduled())
+            self.latest = self.window.means("train/")
+            self._log(self.latest | self._scheduled())  # for callbacks, Lightning would take a millisecond and a half
             self._close_window()
             self._logged_step = self.global_step
 
@@ -330,7 +332,17 @@ class VAEModule(LightningModule):
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _publish(self, figures: dict[str, float]) -> None:
-        """Hand figures to callbacks by name, and to the loggers at the number of optimiser steps done.
+        """Hand figures to callbacks by name, and to the loggers.
+
+        Raises:
+            FloatingPointError: a figure isn't finite.
+        """
+        self._log(figures)
+        if figures and not self.trainer.sanity_checking:
+            self.log_dict(figures, logger=False)
+
+    def _log(self, figures: dict[str, float]) -> None:
+        """Hand figures to the loggers at the number of optimiser steps done.
 
         Lightning's own step axis starts at 0 and differs between the stages by one.
 
@@ -341,7 +353,6 @@ class VAEModule(LightningModule):
             if not math.isfinite(figure):
                 raise FloatingPointError(f"{name} is {figure} after {self.global_step} steps; try a lower model.learning_rate")
         if figures and not self.trainer.sanity_checking:
-            self.log_dict(figures, logger=False)
             for logger in self.loggers:
                 logger.log_metrics(figures, step=self.global_step)
 

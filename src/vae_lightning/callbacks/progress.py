@@ -72,9 +72,9 @@ class Progress(Callback):
         """Move the bar on."""
         if self._bar is None or self._bar.disable:
             return
-        # Drawn ten times a second at most; looking up a figure costs as much as a tenth of a step, so it waits for a drawing.
-        if self._bar.update(len(batch.images)) and "train/elbo" in (published := trainer.callback_metrics):
-            figures = f"loss {published['train/loss']:.2f}, ELBO {published['train/elbo']:.2f}"
+        latest: dict[str, float] = pl_module.latest  # type: ignore[assignment]
+        if self._bar.update(len(batch.images)) and latest:  # drawn ten times a second at most
+            figures = f"loss {latest['train/loss']:.2f}, ELBO {latest['train/elbo']:.2f}"
             self._bar.set_postfix_str(figures, refresh=False)
 
     def on_validation_end(self, *_: Any) -> None:
