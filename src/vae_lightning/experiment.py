@@ -236,7 +236,6 @@ def build_trainer(
         # Lightning's import sets it to 1, by which torch looks for a driver's library at every step of an optimiser.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     callbacks = build_callbacks(config.callbacks, module, data)
-    profiler = {} if config.trainer.get("profiler") else {"profiler": Unprofiled()}
     return build_part(
         "trainer",
         Trainer,
@@ -248,7 +247,7 @@ def build_trainer(
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],
         default_root_dir=directory,
-        **profiler,
+        profiler=Unprofiled(),
     )
 
 
