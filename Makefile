@@ -108,6 +108,11 @@ $(READY): pyproject.toml constraints.txt $(STALE)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
+# What only the documentation needs, on top of it.
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[docs]' --constraint constraints.txt
+	@touch $@
+
 # Playwright's package brings no browser; the tests say what to install where they find none.
 $(BROWSER): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[browser]' --constraint constraints.txt
