@@ -1,16 +1,139 @@
-"""Finding and loading checkpoints. Nothing in a file is executed: all are read with ``weights_only=True``."""
+"""Writing, verifying, finding and loading checkpoints. Nothing in a file is executed: all are read as ``weights_only``."""
 
+import hashlib
+import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 
+from vae_lightning import durable
 from vae_lightning.configuration import ConfigurationError
 from vae_lightning.data import MNISTDataModule
 from vae_lightning.module import VAEModule
 from vae_lightning.vae import VAE
+
+log = logging.getLogger(__name__)
+
+# -- writing and verifying --------------------------------------------------------------------------------------------
+
+
+class VerifiedFiles(CheckpointIO):
+    """How the Trainer writes and reads checkpoints: whole or not at all, with the SHA-256 beside them.
+
+    ``<file>.sha256`` is what ``sha256sum --check`` reads. It is written after the checkpoint: a file without one was never
+    finished.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: it can't be written; another file of that name is not a checkpoint any more, all others are untouched.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
+        _sum_of(path).unlink(missing_ok=True)
+        durable.write(path, content.getbuffer())
+        durable.write(_sum_of(path), f"{digest}  {path.name}\n".encode())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint, whatever ``weights_only`` says without executing anything in it.
+
+        Raises:
+            ConfigurationError: the file is damaged, or not a checkpoint.
+        """
+        return read(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint and its checksum."""
+        _sum_of(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def is_verified(file: Path) -> bool:
+    """Return whether a checkpoint is whole, by the SHA-256 beside it."""
+    try:
+        expected = _sum_of(file).read_text().split()[:1]
+        return expected == [hashlib.sha256(file.read_bytes()).hexdigest()]
+    except (OSError, ValueError):
+        return False
+
+
+def read(file: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint file holds, on the CPU; where a SHA-256 lies beside the file, it must be the file's.
+
+    Raises:
+        ConfigurationError: the file is damaged, or not a checkpoint.
+    """
+    file = Path(file)
+    with _refusing_foreign_files(file):
+        _verify(file)
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return content
+
+
+def _verify(file: Path) -> None:
+    if _sum_of(file.resolve()).exists() and not is_verified(file.resolve()):
+        raise ValueError(f"{file}: another SHA-256 than the one noted beside it")
+
+
+def _sum_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+# -- the checkpoints of a run -----------------------------------------------------------------------------------------
+
+
+def file_of_step(directory: Path, step: int) -> Path:
+    """Return the name of the checkpoint of a run directory that is written after an optimiser step."""
+    return directory / "checkpoints" / f"step_{step:08d}.ckpt"
+
+
+def steps(directory: Path) -> list[int]:
+    """Return the optimiser steps after which a run directory has checkpoints, the newest first, verified or not."""
+    return sorted((int(file.stem[5:]) for file in (directory / "checkpoints").glob("step_????????.ckpt")), reverse=True)
+
+
+def keep(directory: Path, generations: int = 2) -> None:
+    """Remove all checkpoints of a run but the newest and the best one, and what was never finished."""
+    folder = directory / "checkpoints"
+    kept = {file_of_step(directory, step).name for step in steps(directory)[:generations]}
+    kept |= {link.readlink().name for link in folder.glob("*.ckpt") if link.is_symlink()}
+    for file in (*folder.glob("step_*.ckpt"), *folder.glob("best_*.ckpt")):
+        if file.name not in kept:
+            VerifiedFiles().remove_checkpoint(file)
+    for file in folder.glob(".*.tmp"):
+        file.unlink()
+
+
+def newest_step(directory: Path, max_steps: int) -> int:
+    """Return the step of the newest checkpoint that a run can be resumed from.
+
+    Args:
+        directory: the run directory.
+        max_steps: how many the run takes: Lightning can't resume after the last, so from the one before; -1: no limit.
+
+    Raises:
+        ConfigurationError: none is whole.
+    """
+    for step in steps(directory):
+        file = file_of_step(directory, step)
+        if is_verified(file):
+            if step != max_steps:
+                return step
+        else:
+            log.warning("%s is damaged or unfinished, by its SHA-256: going on from an earlier one", file)
+    raise ConfigurationError(f"resume={directory}: none of its checkpoints is whole, so that nothing was done")
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -29,15 +152,19 @@ def find_checkpoint(path: str | Path) -> Path:
     raise FileNotFoundError(f"checkpoint={path}: {what}")
 
 
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
 def load_module(path: str | Path) -> VAEModule:
     """Load a trained module onto the CPU, from a checkpoint file or a run directory.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ConfigurationError: the file is not a checkpoint of this project; a ValueError.
+        ConfigurationError: the file is damaged, or not a checkpoint of this project; a ValueError.
     """
     file = find_checkpoint(path)
     with _refusing_foreign_files(file):
+        _verify(file)
         return VAEModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
 
 
@@ -46,11 +173,11 @@ def load_data_settings(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ConfigurationError: the file is not a checkpoint of this project; a ValueError.
+        ConfigurationError: the file is damaged, or not a checkpoint of this project; a ValueError.
     """
     file = find_checkpoint(path)
+    checkpoint = read(file)
     with _refusing_foreign_files(file):
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         return dict(checkpoint[MNISTDataModule.CHECKPOINT_HYPER_PARAMS_KEY])
 
 
@@ -59,7 +186,7 @@ def load(path: str | Path) -> VAE:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ConfigurationError: the file is not a checkpoint of this project; a ValueError.
+        ConfigurationError: the file is damaged, or not a checkpoint of this project; a ValueError.
     """
     return load_module(path).eval().requires_grad_(False).vae
 

@@ -26,6 +26,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from vae_lightning import durable, interruption
+
 _PACKED = Path(__file__).parent / "configs"
 CONFIGS = _PACKED if _PACKED.is_dir() else Path(__file__).parents[2] / "configs"
 """The configs: in the package when it was installed from a wheel, beside ``src/`` in a checkout."""
@@ -37,7 +39,9 @@ TARGETS = frozenset(
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.loggers.CSVLogger",
         "lightning.pytorch.loggers.TensorBoardLogger",
+        "vae_lightning.callbacks.BestCheckpoint",
         "vae_lightning.callbacks.Dashboard",
+        "vae_lightning.callbacks.LastCheckpoint",
         "vae_lightning.callbacks.LatentPicture",
         "vae_lightning.callbacks.LatentUse",
         "vae_lightning.callbacks.PriorSamples",
@@ -74,7 +78,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
             traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
             try:
-                _run(name, task)
+                with interruption.heeded():
+                    _run(name, task)
             except (ConfigurationError, HydraException, OmegaConfBaseException, FloatingPointError, OSError) as error:
                 if traceback_wanted:
                     raise
@@ -128,10 +133,10 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         try:
             check(name, config, list(HydraConfig.get().overrides.task))
             task(config)
-        except Exception as error:
+        except BaseException as error:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra says which job it was, and goes on with the others
+            if not isinstance(error, Exception) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # of a sweep Hydra says which job it was, and goes on with the others
             failures.append(error)
 
     try:
@@ -285,7 +290,8 @@ def _remove_if_empty(directory: Path, standing: Path) -> None:
     directory, standing = directory.resolve(), standing.resolve()
     with suppress(OSError):
         while directory.is_relative_to(standing) and directory != standing:
-            directory.rmdir()
+            if directory.exists():
+                directory.rmdir()
             directory = directory.parent
 
 
@@ -305,15 +311,27 @@ def make_run_directory(name: str) -> Path:
         directory = Path(settings.runtime.output_dir)  # Hydra has made it
         if any(directory.iterdir()):
             raise ConfigurationError(f"hydra.run.dir={settings.run.dir}: not empty, and nothing is overwritten")
+    use_run_directory(directory)
+    return directory
+
+
+def use_run_directory(directory: Path) -> None:
+    """Let ``${hydra:runtime.output_dir}`` name a directory."""
+    settings: Any = HydraConfig.get()
     with read_write(settings.runtime):
         settings.runtime.output_dir = str(directory.resolve())
-    return directory
 
 
 def save_configuration(config: DictConfig, directory: Path) -> None:
     """Write the composed configuration and the overrides into ``.hydra/``, as Hydra does."""
     folder = directory / ".hydra"
-    folder.mkdir()
-    OmegaConf.save(config, folder / "config.yaml")
-    OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / "hydra.yaml")
+    folder.mkdir(exist_ok=True)
+    overrides = HydraConfig.get().overrides.task
+    if (file := folder / "overrides.yaml").exists():  # a run that is resumed with others
+        overrides = [*OmegaConf.load(file), *(each for each in overrides if not each.startswith("resume="))]
+    for name, content in {
+        "overrides": OmegaConf.create(list(overrides)),
+        "hydra": OmegaConf.create({"hydra": HydraConfig.get()}),
+        "config": OmegaConf.merge(config, {"resume": None} if "resume" in config else {}),
+    }.items():
+        durable.write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())

@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import logging
 import os
-import sys
 import typing
 import warnings
 from collections.abc import Callable
@@ -14,20 +13,29 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import lightning
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from hydra.utils import get_class
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
+from vae_lightning import interruption
 from vae_lightning.callbacks.progress import Throughput
-from vae_lightning.checkpoints import find_checkpoint
-from vae_lightning.configuration import TARGETS, ConfigurationError, make_run_directory, save_configuration
+from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, newest_step, read
+from vae_lightning.configuration import (
+    TARGETS,
+    ConfigurationError,
+    make_run_directory,
+    save_configuration,
+    use_run_directory,
+)
 from vae_lightning.data import CLASSES, Batches, MNISTDataModule, Seed
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.module import VAEModule
+from vae_lightning.resuming import has_begun
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
@@ -44,13 +52,15 @@ class Experiment:
     throughput: Throughput
     directory: Path
     seed: int
+    lock: BaseFileLock
+    resumed_step: int | None
 
 
 def build(config: DictConfig) -> Experiment:
-    """Build the parts that a training configuration describes, read the data, and make the run directory.
+    """Build the parts that a training configuration describes, read the data, and make or take the run directory.
 
     Raises:
-        ConfigurationError: a part refuses its values; no directory has been made then.
+        ConfigurationError: a part refuses its values; no directory has been made then. Or there is nothing to resume.
         DatasetUnavailable: the data can't be had.
     """
     quieten_lightning()
@@ -68,19 +78,78 @@ def build(config: DictConfig) -> Experiment:
         )
     data.prepare_data()
     data.setup()
-    directory = make_run_directory("train")
+    if config.resume is None:
+        directory = make_run_directory("train")
+        save_configuration(config, directory)
+        lock, resumed_step = lock_directory(directory), None
+    else:
+        directory = Path(config.resume)
+        use_run_directory(directory)
+        lock = lock_directory(directory)
+        resumed_step = find_step_to_resume(directory, module, data, trainer)
+        save_configuration(config, directory)
+        (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
     trainer = build_trainer(config, module, data, throughput, directory)
-    save_configuration(config, directory)
-    return Experiment(module, data, trainer, throughput, directory, seed)
+    if config.resume is not None:
+        for logger in trainer.loggers:
+            logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
+    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step)
+
+
+def lock_directory(directory: Path) -> BaseFileLock:
+    """Return the lock of a run directory, taken.
+
+    Raises:
+        ConfigurationError: another process has it.
+    """
+    lock = FileLock(directory / ".hydra" / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigurationError(f"resume={directory}: another process is training there") from error
+    return lock
+
+
+def find_step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, trainer: Trainer) -> int | None:
+    """Return the step that a run goes on from; None where it was stopped before its first checkpoint.
+
+    Raises:
+        ConfigurationError: there is none that is whole and fits the configuration.
+    """
+    if not has_begun(directory):
+        log.warning("%s was stopped before its first step: starting there", directory)
+        return None
+    step = newest_step(directory, trainer.max_steps)
+    content = read(file_of_step(directory, step))
+    for group, part in (("model", module), ("data", data)):
+        stored, built = content[part.CHECKPOINT_HYPER_PARAMS_KEY], dict(part.hparams)
+        for key in built.keys() | stored.keys():
+            if built.get(key) != stored.get(key):
+                raise ConfigurationError(
+                    f"resume={directory}: {group}.{key} is {built.get(key)} in its configuration, "
+                    f"{stored.get(key)} in its step {step}"
+                )
+    if trainer.max_epochs not in (-1, None) and content["epoch"] >= trainer.max_epochs:
+        raise ConfigurationError(f"trainer.max_epochs={trainer.max_epochs}: the run is in epoch {content['epoch'] + 1} already")
+    return step
 
 
 def fit(experiment: Experiment) -> None:
-    """Train. Ctrl-C ends the process with exit code 130; what was saved before stays."""
+    """Train.
+
+    Raises:
+        Interrupted: by SIGTERM or Ctrl-C; what ``resume=`` goes on from is saved.
+    """
+    step = experiment.resumed_step
+    file = None if step is None else file_of_step(experiment.directory, step)
     try:
-        experiment.trainer.fit(experiment.module, experiment.data)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        log.info("Interrupted after %d steps. What was saved lies in %s", experiment.trainer.global_step, experiment.directory)
-        sys.exit(130)
+        experiment.trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
+    except SystemExit as error:
+        if not isinstance(error, interruption.Interrupted):  # Lightning's own answer
+            interruption.check()
+        raise
+    finally:
+        interruption.defer_no_longer()
 
 
 def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
@@ -94,11 +163,7 @@ def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
     except FileNotFoundError:
         file = None
     trainer = experiment.trainer
-    try:
-        trainer.test(experiment.module, experiment.data, ckpt_path=file, weights_only=True, verbose=False)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        log.info("Interrupted in the test; what was trained lies in %s", experiment.directory)
-        sys.exit(130)
+    trainer.test(experiment.module, experiment.data, ckpt_path=file, weights_only=True, verbose=False)
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}, file
 
 
@@ -232,6 +297,8 @@ def build_trainer(
     """
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them, unchecked
         require(f"trainer.{key}", config.trainer.get(key, 1), PositiveInt)
+    part = Annotated[float, Field(gt=0, le=1)]
+    require("trainer.val_check_interval", config.trainer.get("val_check_interval", 1.0), PositiveInt | part)
     if not torch.cuda.is_available():
         # Lightning's import sets it to 1, by which torch looks for a driver's library at every step of an optimiser.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -244,10 +311,11 @@ def build_trainer(
         devices=1,
         callbacks=[throughput, *callbacks],
         # Without any, Lightning would add one of its own, that writes among the logs.
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],
         default_root_dir=directory,
         profiler=Unprofiled(),
+        plugins=[VerifiedFiles()],
     )
 
 
@@ -308,5 +376,7 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     # A run that trainer.max_steps ends before its first validation; that the figure exists has been checked before.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key")
+    # A run that is resumed in the middle of an epoch: the loader keeps no state, for it goes by the Trainer's own count.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     # What it says of the validation with data.val_size=0, which was the user's intention.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")

@@ -33,27 +33,44 @@ class _Means:
         self.clear()
 
     def clear(self) -> None:
-        self.sums: Tensor | None = None
+        self.sums: list[Tensor] = []  # of each batch, ``[len(names)]``: added when they are asked for, and not at each step
         self.images = 0
 
     def update(self, *values: Tensor) -> None:
         """Add one value per image, each ``[B]``, in the order of the names."""
         # Apple's MPS knows no float64; elsewhere it keeps sums over 60,000 images exact to the last logged digit.
         dtype = torch.float32 if values[0].device.type == "mps" else torch.float64
-        self.add(torch.stack([value.detach() for value in values]).sum(dim=1, dtype=dtype), len(values[0]))
+        self.sums.append(torch.stack([value.detach() for value in values]).sum(dim=1, dtype=dtype))
+        self.images += len(values[0])
 
-    def add(self, sums: Tensor | None, images: int) -> None:
-        """Add sums over ``images`` images, ``[len(names)]``."""
-        if sums is not None:
-            self.sums = sums if self.sums is None else self.sums + sums
-            self.images += images
+    def add(self, other: "_Means") -> None:
+        """Add what another one has summed."""
+        if other.sums:
+            self.sums.append(torch.stack(other.sums).sum(0))
+            self.images += other.images
 
     def means(self, prefix: str, suffix: str = "") -> dict[str, float]:
         """Return ``{prefix + name + suffix: mean}``; empty if there were no images."""
-        if self.sums is None:
+        if not self.sums:
             return {}
-        means = (self.sums / self.images).tolist()
+        means = (torch.stack(self.sums).sum(0) / self.images).tolist()
         return {f"{prefix}{name}{suffix}": mean for name, mean in zip(self.names, means, strict=True)}
+
+    def not_finite(self) -> tuple[int, str, float] | None:
+        """Return the position, the name and the value of the first sum that isn't finite, if there is one."""
+        for position, sums in enumerate(torch.stack(self.sums).tolist() if self.sums else []):
+            for name, value in zip(self.names, sums, strict=True):
+                if not math.isfinite(value):
+                    return position, name, value
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, for a run that is resumed."""
+        return {"sums": self.sums, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from there, on a device."""
+        self.sums, self.images = [sums.to(device) for sums in state["sums"]], state["images"]
 
 
 class VAEModule(LightningModule):
@@ -174,6 +191,7 @@ class VAEModule(LightningModule):
         self.training_objective = torch.compile(self.objective) if compile else self.objective
         self.latest: dict[str, float] = {}  # the last means that were logged in training
         self._logged_step = 0
+        self._window_from = 0  # optimiser steps done when the window was opened
         self.window = _Means(*terms)
         self.epoch = _Means(*terms)
         bound = ("importance_bound",) if objective == "iwae" else ()
@@ -249,12 +267,17 @@ class VAEModule(LightningModule):
         self.window.update(-objective, log_likelihood - kl, log_likelihood, kl)
         return -objective.mean()
 
+    def on_train_start(self) -> None:
+        """Log what was due at the step that a run goes on from."""
+        self.on_train_batch_end()
+
     def on_train_batch_end(self, *_: object) -> None:
         """Log the means since the last time, every ``trainer.log_every_n_steps`` optimiser steps."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (
             every and self.global_step % every == 0 and self.global_step != self._logged_step
         ):  # once, if it takes several batches
+            self.refuse_what_is_not_finite()
             self.latest = self.window.means("train/")
             self._log(self.latest | self._scheduled())  # for callbacks, Lightning would take a millisecond and a half
             self._close_window()
@@ -262,9 +285,39 @@ class VAEModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the means over the whole epoch."""
+        self.refuse_what_is_not_finite()
         self._close_window()
         self._publish(self.epoch.means("train/", "_epoch"))
         self.epoch.clear()
+
+    def refuse_what_is_not_finite(self) -> None:
+        """Check the training's figures that wait to be logged.
+
+        Raises:
+            FloatingPointError: one isn't finite, or wasn't at an earlier step.
+        """
+        if found := self.window.not_finite():
+            batches, name, value = found
+            step = self._window_from + batches // self.trainer.accumulate_grad_batches + 1
+            raise FloatingPointError(f"train/{name} is {value} at step {step}; try a lower model.learning_rate")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of what is yet to be logged."""
+        checkpoint["figures"] = {
+            "window": self.window.state_dict(),
+            "epoch": self.epoch.state_dict(),
+            "latest": self.latest,
+            "logged_step": self._logged_step,
+            "window_from": self._window_from,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        figures = checkpoint["figures"]
+        self.window.load_state_dict(figures["window"], self.device)
+        self.epoch.load_state_dict(figures["epoch"], self.device)
+        self.latest = figures["latest"]
+        self._logged_step, self._window_from = figures["logged_step"], figures["window_from"]
 
     def _scheduled(self) -> dict[str, float]:
         """Return what the next step takes by a schedule, where there is one: the KL's weight, the learning rate."""
@@ -276,8 +329,9 @@ class VAEModule(LightningModule):
         return figures
 
     def _close_window(self) -> None:
-        self.epoch.add(self.window.sums, self.window.images)
+        self.epoch.add(self.window)
         self.window.clear()
+        self._window_from = self.global_step
 
     # -- validation and test ------------------------------------------------------------------------------------------
 

@@ -37,3 +37,14 @@ def commit_of(file: Path) -> str | None:
 def _git(directory: Path, *arguments: str) -> str:
     command = ["git", "-C", str(directory), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+
+def envelope(device: torch.device) -> dict[str, str | int]:
+    """Return what a result's last bit depends on beside the code: versions, device, threads, processor's instructions."""
+    return {
+        "torch": str(torch.__version__),
+        "lightning": lightning.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from vae_lightning.checkpoints import load_data_settings
+from vae_lightning import durable
+from vae_lightning.checkpoints import load_data_settings, read, steps
 from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
+from vae_lightning.interruption import Interrupted
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.metrics import ACTIVE_VARIANCE, bits_per_dimension
 from vae_lightning.module import IMAGE_SHAPE, VAEModule
@@ -89,7 +90,7 @@ def write_metrics(
         "versions": versions(),
     }
     file = directory / "metrics.json"
-    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    durable.write(file, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     return file
 
 
@@ -134,7 +135,7 @@ def measured(
     tag = "evaluate" if not differences else f"evaluate_{data.binarization}{'_dequantized' * data.dequantize}"
     run = file.parent.parent
     if (run / "tensorboard").is_dir():
-        step = torch.load(file, map_location="cpu", weights_only=True)["global_step"]
+        step = read(file)["global_step"]
         with SummaryWriter(str(run / "tensorboard")) as writer:
             for name, value in named.items():
                 if not isinstance(value, list):
@@ -208,7 +209,7 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
     """Write a training run's figures, and say what was reached, where it lies and which commands show it."""
     trainer, directory = parts.trainer, parts.directory
     speed = round(parts.throughput.images_per_second)
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"] if checkpoint else trainer.global_step
+    step = read(checkpoint)["global_step"] if checkpoint else trainer.global_step
     run = {
         "seed": parts.seed,
         "epochs": trainer.current_epoch,
@@ -237,6 +238,23 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
     if checkpoint:
         places.append(f"  samples     {program('python')} -m vae_lightning.sample {shlex.quote(f'checkpoint={directory}')}")
     log.info("\n%s\n\n  %s", table(figures, rows), "\n  ".join(places))
+
+
+@contextmanager
+def ending(parts: Experiment) -> Iterator[None]:
+    """Let go of the run directory at the end; after a signal, say how to go on, or leave nothing where nothing was done."""
+    try:
+        yield
+    except Interrupted:
+        step = parts.trainer.global_step
+        if step == 0 and parts.resumed_step is None:
+            shutil.rmtree(parts.directory)
+        elif steps(parts.directory):
+            command = f"{program('python')} -m vae_lightning.train {shlex.quote(f'resume={parts.directory}')}"
+            log.info("Stopped after %s steps; what was done is saved. Go on with\n  %s", f"{step:,}", command)
+        raise
+    finally:
+        parts.lock.release()
 
 
 def program(name: str) -> str:

@@ -35,8 +35,10 @@ TRAINER_SETTINGS = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradi
 class Dashboard(Callback):
     """Says how the run was made, puts training and validation of a quantity into one chart, and fills the HParams tab."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the card ``run`` and the layout of the custom scalars."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the card ``run`` and the layout of the custom scalars; a run that goes on has them."""
+        if trainer.global_step:
+            return
         charts = {
             name: ["Multiline", [f"^train/{name}_epoch$", f"^val/{name}$"]] for name in ("elbo", "log_likelihood", "kl", "loss")
         }

@@ -2,6 +2,7 @@
 
 import logging
 from itertools import islice
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -34,6 +35,15 @@ class LatentUse(Look):
         self._last_used: Tensor | None = None  # the last epoch in which each latent was in use; 0: never
         self._unused_since = 0  # the first of the epochs on end after which none was; 0: some are
         self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the warning goes by, for a run that is resumed."""
+        return {"last_used": self._last_used, "unused_since": self._unused_since, "warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._last_used, self._unused_since = state_dict["last_used"], state_dict["unused_since"]
+        self._warned = state_dict["warned"]
 
     def look(self, trainer: Trainer, vae: VAE, epoch: int) -> None:
         """Look at the posteriors of the first validation images, always the same."""

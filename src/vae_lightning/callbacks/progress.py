@@ -26,6 +26,10 @@ class Throughput(Callback):
         """Training images per second, from the start of the run."""
         return self.images / self.seconds if self.seconds else 0.0
 
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock, in the middle of an epoch where a run goes on."""
+        self._since = time.perf_counter()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
@@ -54,9 +58,18 @@ class Progress(Callback):
         self._started = 0.0
         self._validated = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the bar of an epoch that a run goes on in."""
+        if trainer.fit_loop.batch_idx >= 0:
+            self._open(trainer, trainer.fit_loop.batch_idx + 1)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the last epoch's figures and draw an empty bar, where the output is a terminal."""
+        """Tell the last epoch's figures and draw a new bar."""
         self._tell(trainer)
+        self._open(trainer, 0)
+
+    def _open(self, trainer: Trainer, batches: int) -> None:
+        """Draw the bar of an epoch of which so many batches are done, where the output is a terminal."""
         last = f"/{trainer.max_epochs}" if trainer.max_epochs != -1 else ""
         self._line = f"epoch {trainer.current_epoch + 1}{last}"
         self._started = time.perf_counter()
@@ -65,6 +78,7 @@ class Progress(Callback):
         images = min(int(trainer.num_training_batches) * data.batch_size, len(data.train_indices))
         look: dict[str, Any] = {"unit": " images", "unit_scale": True, "leave": False, "dynamic_ncols": True}
         self._bar = tqdm(total=images, desc=self._line, disable=None, **look)
+        self._bar.update(batches * data.batch_size)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -84,8 +84,9 @@ class Batches:
         return math.ceil(len(self.indices) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        for position, index in enumerate(torch.split(self.order(), self.batch_size)):
+        """Yield the batches of one epoch that are still to come."""
+        done = self.done()
+        for position, index in enumerate(torch.split(self.order(), self.batch_size)[done:], done):
             images = self.draw(self.images.index_select(0, index), position)  # [index] takes many times as long
             if images.dtype == torch.uint8:
                 images = images.float().div_(255)
@@ -94,6 +95,10 @@ class Batches:
     def draw(self, images: Tensor, position: int) -> Tensor:
         """Return the images that a batch shows, given the batch's position in the epoch."""
         return images
+
+    def done(self) -> int:
+        """Return how many batches of the epoch were taken before, in a run that goes on."""
+        return 0
 
 
 class ShuffledBatches(Batches):
@@ -107,9 +112,21 @@ class ShuffledBatches(Batches):
         batch_size: int,
         seed: int,
         drawing: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        progress: Callable[[], int] = int,
     ) -> None:
-        """Take the seed as well, and what is drawn of the images anew at each visit, a function of (seed, epoch, position)."""
+        """Take the seed as well.
+
+        Args:
+            images: all images of a file.
+            labels: theirs.
+            indices: which to visit.
+            batch_size: images in a batch.
+            seed: seed of the order.
+            drawing: what is drawn of the images anew at each visit, a function of (seed, epoch, position).
+            progress: says, when the first batch is asked for, how many of the epoch were taken before; by default none.
+        """
         super().__init__(images, labels, indices, batch_size)
+        self.progress = progress
         self.seed = seed
         self.drawing = drawing
         self.epoch = 0
@@ -127,6 +144,10 @@ class ShuffledBatches(Batches):
         """Return the indices in the order of this epoch's visit."""
         # RandomState is the one generator whose stream NumPy has promised never to change.
         return self.indices[torch.from_numpy(np.random.RandomState([self.seed, self.epoch]).permutation(len(self.indices)))]
+
+    def done(self) -> int:
+        """Return how many batches of the epoch were taken before, in a run that goes on."""
+        return self.progress()
 
     def draw(self, images: Tensor, position: int) -> Tensor:
         """Return the images that a batch shows, given the batch's position in the epoch."""

@@ -118,7 +118,11 @@ class MNISTDataModule(LightningDataModule):
         """Return the training images in an order that is a function of (seed, epoch)."""
         drawing = binarize if self.binarization == "stochastic" else dequantize if self.dequantize else None
         images, labels = self.images["train"], self.labels["train"]
-        return ShuffledBatches(images, labels, self.train_indices, self.batch_size, self.seed, drawing)
+        return ShuffledBatches(images, labels, self.train_indices, self.batch_size, self.seed, drawing, self._batches_done)
+
+    def _batches_done(self) -> int:
+        """Return how many batches of this epoch a run that goes on has been through, by the Trainer's own count."""
+        return int(self.trainer.fit_loop.batch_idx) + 1 if self.trainer and self.trainer.training else 0
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """Return the validation images; with ``validate_on_test`` the test images; without either nothing."""

@@ -1,0 +1,161 @@
+"""What the campaigns share: small runs of the real command, stopped and resumed, and how two of them differ."""
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vae_lightning.callbacks import LastCheckpoint
+
+DATA = Path(__file__).parents[2] / "tests" / "data"
+SUBSET = ("data=mnist_subset", f"data.dir={DATA}")
+"""600 real digits."""
+
+MINIMAL = "callbacks=minimal"
+SMALL = (
+    *SUBSET,
+    "model.latent_dim=2",
+    "model.hidden_dims=[16]",
+    "data.batch_size=80",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=2",
+)
+"""Two epochs of four steps."""
+
+VARIATIONS: dict[str, tuple[tuple[str, ...], int]] = {
+    "all callbacks": ((), 8),
+    "validation in the middle of an epoch": ((MINIMAL, "trainer.val_check_interval=2"), 8),
+    "max_steps": ((MINIMAL, "trainer.max_steps=7"), 7),
+    "accumulated gradients": ((MINIMAL, "trainer.accumulate_grad_batches=3", "data.batch_size=40"), 6),
+    "validation between accumulated gradients": (
+        (MINIMAL, "trainer.accumulate_grad_batches=3", "data.batch_size=40", "trainer.val_check_interval=4"),
+        6,
+    ),
+    "stochastic binarisation, KL warm-up, one-cycle": (
+        (
+            MINIMAL,
+            "data.binarization=stochastic",
+            "model.kl_schedule=linear",
+            "model.kl_schedule_steps=6",
+            "model.schedule=one_cycle",
+        ),
+        8,
+    ),
+}
+"""What is typed on top, and the optimiser steps that this makes."""
+
+_VALUES = ("value", "encoded_image_string", "histogram_value", "tensor_proto")
+
+
+def train(directory: Path, *arguments: str) -> int | str | None:
+    """Type ``train`` in a directory, which is made, in this process; return the exit status."""
+    directory.mkdir(parents=True, exist_ok=True)
+    main = importlib.import_module("vae_lightning.train").main
+    typed = patch.object(sys, "argv", ["train", *arguments])
+    with contextlib.chdir(directory), typed, patch.dict(os.environ, {"HYDRA_FULL_ERROR": "0"}):
+        try:
+            main()
+        except SystemExit as end:
+            return end.code
+    return 0
+
+
+def run_of(directory: Path) -> Path:
+    """Return the one run directory that was made in a directory."""
+    [run] = (directory / "outputs" / "train").iterdir()
+    return run
+
+
+@contextlib.contextmanager
+def signalled(steps: list[int], number: int = signal.SIGTERM) -> Iterator[None]:
+    """Meanwhile send this process a signal after each of some optimiser steps, which are taken off the list."""
+    inherited = LastCheckpoint.on_train_batch_end
+
+    def on_train_batch_end(self: LastCheckpoint, trainer: Any, *rest: Any) -> None:
+        if steps and trainer.global_step == steps[0] != self._step:
+            del steps[0]
+            os.kill(os.getpid(), number)
+        inherited(self, trainer, *rest)
+
+    with patch.object(LastCheckpoint, "on_train_batch_end", on_train_batch_end):
+        yield
+
+
+def stopped_and_resumed(directory: Path, arguments: Sequence[str], *steps: int) -> Path:
+    """Stop a run by SIGTERM after each of some steps, and resume it each time; return its run directory.
+
+    Raises:
+        RuntimeError: it ended with another exit status than 143, or than 0 at the end.
+    """
+    left = list(steps)
+    statuses = []
+    with signalled(left):
+        statuses.append(train(directory, *arguments))
+        while statuses[-1] == 143:
+            statuses.append(train(directory, f"resume={run_of(directory)}"))
+    if statuses != [143] * len(steps) + [0]:
+        raise RuntimeError(f"the exit statuses were {statuses}")
+    return run_of(directory)
+
+
+def differences(run: Path, reference: Path) -> list[str]:
+    """Return what isn't the same, bit by bit, in two run directories: checkpoints, dashboards, pictures."""
+    found = []
+    for name in ("last.ckpt", "best.ckpt"):
+        files = [each / "checkpoints" / name for each in (run, reference)]
+        if files[0].is_symlink() != files[1].is_symlink():
+            found.append(f"{name} is there and not there")
+        elif files[0].is_symlink():
+            if files[0].readlink() != files[1].readlink():
+                found.append(f"{name} is {files[0].readlink()} and {files[1].readlink()}")
+            ours, theirs = (dict(_flat(torch.load(file, map_location="cpu", weights_only=True))) for file in files)
+            found += [f"{name}{place}" for place in sorted(ours.keys() | theirs.keys()) if not _same(place, ours, theirs)]
+    ours, theirs = logged(run), logged(reference)
+    found += [f"{kind} {tag} at step {step}" for kind, tag, step, _ in sorted(ours ^ theirs)]
+    pictures = {file.name for each in (run, reference) for file in (each / "images").glob("*")}
+    for name in sorted(pictures):
+        files = [each / "images" / name for each in (run, reference)]
+        if not all(file.exists() for file in files) or files[0].read_bytes() != files[1].read_bytes():
+            found.append(f"images/{name}")
+    return found
+
+
+def logged(run: Path) -> set[tuple[str, str, int, str]]:
+    """Return each kind, tag, step and value that TensorBoard reads of a run."""
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)
+    everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance=everything)
+    events.Reload()
+    kinds = {"scalars": events.Scalars, "images": events.Images, "histograms": events.Histograms, "tensors": events.Tensors}
+    return {
+        (kind, tag, event.step, str([getattr(event, name) for name in _VALUES if hasattr(event, name)]))
+        for kind, read in kinds.items()
+        for tag in events.Tags()[kind]
+        for event in read(tag)
+    }
+
+
+def _flat(content: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a checkpoint holds, by its place."""
+    if isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _flat(value, f"{place}/{key}")
+    else:
+        yield place, content
+
+
+def _same(place: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    if place not in ours or place not in theirs:
+        return False
+    if isinstance(ours[place], torch.Tensor):
+        return torch.equal(ours[place], theirs[place])
+    return bool(ours[place] == theirs[place])

@@ -1,0 +1,76 @@
+"""What SIGTERM and Ctrl-C do: end the process at once, or, in training, after the optimiser step that is being taken."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(SystemExit):
+    """The end of the process by a signal, with the exit code that shells give it: 143 for SIGTERM, 130 for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        """Take the signal's number."""
+        super().__init__(128 + number)
+
+
+class _Asked:
+    """Whether a signal has come, and whether somebody will look before the process ends."""
+
+    deferred = False
+    number: int | None = None
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into ``Interrupted`` meanwhile, so that what is half-done is cleared away."""
+    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set handlers
+        yield
+        return
+    before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    _Asked.deferred, _Asked.number = False, None
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def defer() -> None:
+    """From now on only note a first signal, for ``check`` to act on; a second one ends the process at once."""
+    _Asked.deferred = True
+
+
+def asked() -> bool:
+    """Return whether a signal was noted."""
+    return _Asked.number is not None
+
+
+def check() -> None:
+    """End here if a signal was noted.
+
+    Raises:
+        Interrupted: one was.
+    """
+    if _Asked.number is not None:
+        number, _Asked.number, _Asked.deferred = _Asked.number, None, False
+        raise Interrupted(number)
+
+
+def defer_no_longer() -> None:
+    """Let signals end the process at once again; what was noted ends it here.
+
+    Raises:
+        Interrupted: a signal was noted.
+    """
+    _Asked.deferred = False
+    check()
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if not _Asked.deferred:
+        raise Interrupted(number)
+    _Asked.number = number
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)

@@ -1,0 +1,84 @@
+"""Going on with a run where it stopped: with the configuration stored there, from its newest checkpoint that is whole."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lightning.configuration import ConfigurationError, check
+
+REPLACEABLE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "callbacks", "logger", "data.dir")
+"""What may be typed beside ``resume=``: keys, and groups with all that is in them."""
+
+
+def stored_configuration(composed: DictConfig) -> DictConfig:
+    """Return the configuration of the run that ``resume`` names, in which what was typed replaces what may be replaced.
+
+    Args:
+        composed: what was typed, on top of the defaults: groups are taken from it.
+
+    Raises:
+        ConfigurationError: the directory is no run's, its configuration is refused, or something was typed that a run can't
+            change on its way.
+    """
+    directory = Path(str(composed.resume)).expanduser()
+    typed = list(HydraConfig.get().overrides.task)
+    folder = directory / ".hydra"
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+        overrides = OmegaConf.load(folder / "overrides.yaml")
+        if not isinstance(config, DictConfig) or not OmegaConf.is_list(overrides):
+            raise TypeError("other content than expected")
+    except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"resume={directory}: no run directory that train has made ({error!s:.100})") from error
+    max_epochs = config.get("trainer", {}).get("max_epochs")
+    for override in OverridesParser.create().parse_overrides(list(typed)):
+        if override.key_or_group != "resume":
+            _replace(config, override, composed)
+    if max_epochs != config.trainer.max_epochs:
+        _refuse_another_length(config)
+    check("train", config, [*map(str, overrides), *typed])
+    config.resume = str(directory)
+    return config
+
+
+def _replace(config: DictConfig, override: Override, composed: DictConfig) -> None:
+    """Put what was typed into a stored configuration."""
+    key = override.key_or_group
+    if not any(key == each or key.startswith(f"{each}.") for each in REPLACEABLE):
+        raise ConfigurationError(
+            f"{override.input_line}: a run keeps what it was begun with; beside resume= go only {', '.join(REPLACEABLE)}"
+        )
+    if key in ("callbacks", "logger"):
+        config[key] = composed[key]
+    elif override.is_delete():
+        parent, _, name = key.rpartition(".")
+        OmegaConf.select(config, parent).pop(name, None)
+    else:
+        OmegaConf.update(config, key, override.value(), force_add=True)
+
+
+def _refuse_another_length(config: DictConfig) -> None:
+    model: Any = config.model
+    for name in ("schedule", "kl_schedule"):
+        if model[name] != "constant":
+            raise ConfigurationError(
+                f"trainer.max_epochs={config.trainer.max_epochs}: model.{name}={model[name]} goes by the length of the run, "
+                "which is kept"
+            )
+
+
+def is_finished(config: DictConfig) -> bool:
+    """Return whether a run has been trained as long as its configuration says, and tested: its figures are written last."""
+    directory = Path(config.resume)
+    before: Any = OmegaConf.load(directory / ".hydra" / "config.yaml")
+    return (directory / "metrics.json").exists() and before.trainer.max_epochs == config.trainer.max_epochs
+
+
+def has_begun(directory: Path) -> bool:
+    """Return whether a run has come as far as its first checkpoint, which is written before its first step."""
+    return any((directory / name).exists() for name in ("checkpoints", "images"))
