@@ -1,6 +1,7 @@
 """Checkpoints that need nothing but the file, and files that are not ours."""
 
 import pickle
+import re
 import shutil
 
 import pytest
@@ -34,7 +35,9 @@ def test_a_notebook_loads_the_model_in_one_line(trained):
 
 
 def test_file_names_can_be_typed_as_overrides(trained):
-    assert sorted(file.name for file in (trained / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    names = sorted(file.name for file in (trained / "checkpoints").iterdir())
+    assert names[:2] == ["best.ckpt", "last.ckpt"]
+    assert all(re.fullmatch(r"step_\d{8}\.ckpt(\.sha256)?", name) for name in names[2:])
 
 
 def test_checkpoints_hold_plain_values_only(trained):

@@ -330,7 +330,7 @@ def test_figures_are_taken_in_full_precision(subset, tmp_path, precision):
 
 
 def test_training_that_diverges_ends_with_the_quantity_and_the_step(subset, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) after \d steps; try a lower model.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"train/loss is (nan|inf) at step \d; try a lower model.learning_rate"):
         trainer(tmp_path, max_epochs=2, log_every_n_steps=1).fit(VAEModule(learning_rate=1e6), subset)
 
 
