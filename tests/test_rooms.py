@@ -30,6 +30,7 @@ ALLOWED = {
     "provenance": {"__version__"},
     "durable": set(),
     "interruption": set(),
+    "logs": set(),
     "callbacks": {
         "callbacks",
         "pictures",
@@ -39,6 +40,7 @@ ALLOWED = {
         "metrics",
         "durable",
         "interruption",
+        "logs",
         "checkpoints",
         "vae",
         "module",
@@ -49,6 +51,7 @@ ALLOWED = {
     "report": {
         "durable",
         "interruption",
+        "logs",
         "provenance",
         "experiment",
         "checkpoints",

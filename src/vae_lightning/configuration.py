@@ -48,6 +48,8 @@ TARGETS = frozenset(
         "vae_lightning.callbacks.Progress",
         "vae_lightning.callbacks.Projector",
         "vae_lightning.callbacks.Reconstructions",
+        "vae_lightning.logs.RunCSVLogger",
+        "vae_lightning.logs.RunLogger",
     }
 )
 """Everything that a configuration may name as ``_target_``, by full name: a prefix would let foreign code in."""

@@ -9,12 +9,11 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 
 from vae_lightning import durable
 from vae_lightning.checkpoints import load_data_settings, read, steps
@@ -22,6 +21,7 @@ from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
 from vae_lightning.interruption import Interrupted
 from vae_lightning.likelihoods import kind_of_number
+from vae_lightning.logs import Dispensable, EventWriter
 from vae_lightning.metrics import ACTIVE_VARIANCE, bits_per_dimension
 from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.noise import EVALUATION_SEED
@@ -136,7 +136,7 @@ def measured(
     run = file.parent.parent
     if (run / "tensorboard").is_dir():
         step = read(file)["global_step"]
-        with SummaryWriter(str(run / "tensorboard")) as writer:
+        with EventWriter(run / "tensorboard") as writer:
             for name, value in named.items():
                 if not isinstance(value, list):
                     writer.add_scalar(f"{tag}/{name}", value, step)
@@ -264,10 +264,34 @@ def program(name: str) -> str:
     return name if found and Path(found) == path else os.path.relpath(path)
 
 
+class LogFile(logging.FileHandler):
+    """A file of what is logged, which a full disk ends with a warning where ``logging`` prints a traceback for each line."""
+
+    def __init__(self, file: Path) -> None:
+        """Open the file."""
+        super().__init__(file)
+        self.files = Dispensable("Lines")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self.files.write(self.baseFilename, super().emit, record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Hand on what the system refuses."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):  # what a full disk left in the buffer is tried once more
+            super().close()
+
+
 @contextmanager
 def log_to(file: Path) -> Iterator[None]:
     """Write to a file what is logged on the terminal, with the time, and the traceback of what goes wrong."""
-    handler = logging.FileHandler(file)
+    handler = LogFile(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

@@ -13,6 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from vae_lightning import gallery
+from vae_lightning.logs import Dispensable
 from vae_lightning.pictures import png, reconstruction_grid, sample_grid
 from vae_lightning.vae import VAE
 
@@ -61,6 +62,11 @@ class Picture(Look):
 
     name: str
 
+    def __init__(self, every_n_epochs: int | None) -> None:
+        """Take how often to draw; None: once at the end."""
+        super().__init__(every_n_epochs)
+        self.files = Dispensable("Pictures")
+
     @abstractmethod
     def draw(self, trainer: Trainer, vae: VAE) -> Tensor:
         """Return the picture, ``[3, H, W]`` in [0, 1]."""
@@ -69,9 +75,10 @@ class Picture(Look):
         """Draw and write."""
         picture = self.draw(trainer, vae).float().cpu()
         content = png(picture)
-        file = Path(trainer.default_root_dir) / "images" / f"{self.name}_{epoch:03d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        folder = Path(trainer.default_root_dir) / "images"
+        # All callbacks that draw share one, so that only one of them says so if the disk is full.
+        files = next(each.files for each in trainer.callbacks if isinstance(each, Picture))  # type: ignore[attr-defined]
+        files.write(folder, _write_whole, folder / f"{self.name}_{epoch:03d}.png", content)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # SummaryWriter.add_image would compress the picture anew, which takes longer than to draw it.
@@ -153,3 +160,13 @@ class LatentPicture(Picture):
         from vae_lightning.plots import rasterize  # matplotlib is loaded now
 
         return rasterize(drawn)
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file in a folder, which is made; what is cut short is removed again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.write_bytes(content)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,197 @@
+"""What a run tells of itself as it goes, and can do without: a full disk ends the telling, once and in a line, not the run."""
+
+import csv
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class Dispensable:
+    """Files that a run can do without: the first that can't be written is told of, and none is tried after it."""
+
+    def __init__(self, what: str) -> None:
+        """Take what they are, in the words of the warning."""
+        self.what = what
+        self.given_up = False
+
+    def write(self, where: str | Path, action: Callable[..., object], *arguments: Any, **others: Any) -> None:
+        """Call what writes them, and warn if the system refuses it; do nothing once it has.
+
+        Args:
+            where: the file or folder that the warning names.
+            action: called with all further arguments.
+            *arguments: for it.
+            **others: for it.
+        """
+        if self.given_up:
+            return
+        try:
+            action(*arguments, **others)
+        except OSError as error:
+            self.given_up = True
+            log.warning("%s in %s are no longer written (%s); the run goes on", self.what, where, error.strerror or error)
+
+
+# -- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+class EventFile(FileWriter):
+    """An event file: each event is with the system when the call returns.
+
+    TensorBoard's own writer hands events to a thread. What waits for the thread is lost with a killed process, though a
+    checkpoint of a later step may have been saved; and what the thread dies of is raised in the training loop.
+    """
+
+    def __init__(self, directory: str, purge_step: int | None, files: Dispensable) -> None:
+        """Open a file in a directory, which is made; events of earlier files from ``purge_step`` on are no longer shown."""
+        self.directory = directory
+        self.files = files
+        self._records: RecordWriter | None = None
+        files.write(directory, self._open)
+        self.add_event(Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            self.add_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def _open(self) -> None:
+        os.makedirs(self.directory, exist_ok=True)
+        # TensorBoard reads files by the order of their names, and a run may be resumed within the second.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(open(os.path.join(self.directory, name), "xb"))  # noqa: SIM115
+
+    def get_logdir(self) -> str:
+        """Return the directory."""
+        return self.directory
+
+    def add_event(self, event: Event, step: int | None = None, walltime: float | None = None) -> None:
+        """Write an event, at a step if it hasn't its own."""
+        event.wall_time = time.time() if walltime is None else walltime
+        if step is not None:
+            event.step = int(step)
+        self.files.write(self.directory, self._append, event.SerializeToString())
+
+    def _append(self, content: bytes) -> None:
+        assert self._records is not None
+        self._records.write(content)
+        self._records.flush()
+
+    def flush(self) -> None:
+        """Do nothing: all has been written."""
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._records is not None:
+            with suppress(OSError):  # what a full disk left in the buffer is tried once more
+                self._records.close()
+
+
+class EventWriter(SummaryWriter):
+    """TensorBoard's writer of scalars, pictures and the rest, into an ``EventFile``."""
+
+    file_writer: EventFile | None  # type: ignore[assignment]
+    all_writers: dict[str, EventFile] | None  # type: ignore[assignment]
+
+    def __init__(self, directory: str | Path, purge_step: int | None = None) -> None:
+        """Take a directory, and the step from which its earlier events are no longer shown."""
+        self.files = Dispensable("TensorBoard's files")
+        super().__init__(str(directory), purge_step=purge_step)
+
+    def _get_file_writer(self) -> EventFile:
+        if self.file_writer is None:
+            self.file_writer = EventFile(self.log_dir, self.purge_step, self.files)
+            self.all_writers = {self.log_dir: self.file_writer}
+            self.purge_step = None  # what is written after a close() follows on this
+        return self.file_writer
+
+    def add_embedding(self, *arguments: Any, **others: Any) -> None:
+        """Write the projector's files."""
+        self.files.write(self.log_dir, super().add_embedding, *arguments, **others)
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's logger for TensorBoard, with a writer that a full disk or a lost one doesn't stop.
+
+    Attributes:
+        purge_step: set before anything is logged, by who resumes a run: what earlier files have from that step on is no
+            longer shown.
+    """
+
+    purge_step: int | None = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> EventWriter:
+        """TensorBoard's writer."""
+        if self._experiment is None:
+            self._experiment = EventWriter(self.log_dir, self.purge_step)
+        return self._experiment  # type: ignore[return-value]
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the hyper-parameters to ``hparams.yaml``."""
+        self.experiment.files.write(self.log_dir, super().save)
+
+
+# -- CSV --------------------------------------------------------------------------------------------------------------
+
+
+class RowWriter(ExperimentWriter):
+    """Lightning's writer of rows, which keeps those that it finds where Lightning's deletes them."""
+
+    def __init__(self, directory: str, purge_step: int | None) -> None:
+        """Take a directory, and the step from which its earlier rows are left out."""
+        self.purge_step = purge_step
+        self.files = Dispensable("Figures")
+        super().__init__(directory)
+
+    def save(self) -> None:
+        """Write the rows since the last time."""
+        self.files.write(self.metrics_file_path, super().save)
+        self.metrics = []
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if not file.exists():
+            return
+        with file.open(newline="") as lines:
+            reader = csv.DictReader(lines)
+            self.metrics_keys = list(reader.fieldnames or ())
+            kept = [row for row in reader if self.purge_step is None or int(row["step"]) < self.purge_step]
+        shortened = file.with_suffix(".new")
+        with shortened.open("w", newline="") as lines:
+            writer = csv.DictWriter(lines, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(kept)
+        shortened.replace(file)
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's logger for a table, whose rows survive a resume, and a run a disk that takes no more of them.
+
+    Attributes:
+        purge_step: set before anything is logged, by who resumes a run: rows from that step on are left out.
+    """
+
+    purge_step: int | None = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> RowWriter:
+        """The writer of rows."""
+        if self._experiment is None:
+            self._experiment = RowWriter(self.log_dir, self.purge_step)
+        return self._experiment  # type: ignore[return-value]
