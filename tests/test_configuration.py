@@ -6,6 +6,7 @@ import sys
 
 import hydra
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 from conftest import run, typed
@@ -164,6 +165,20 @@ def test_help_and_typos_are_answered_without_importing_torch(tmp_path, arguments
     assert "hydra" in imported
     assert not imported & {"torch", "numpy", "lightning", "pydantic"}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "typo", ["model.latnet_dim=3", "+model.latnet_dim=3", "latent_dim=3", "--multirun model.latnet_dim=3,4"]
+)
+def test_a_typo_costs_one_composition(tmp_path, monkeypatch, typo):
+    composed = []
+    compose = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *args, **named: composed.append(1) or compose(*args, **named)
+    )
+    with pytest.raises(SystemExit, match=r"did you mean model\.latent_dim"):
+        typed("train", *typo.split(), directory=tmp_path, patch=monkeypatch)
+    assert len(composed) == 1
 
 
 def test_help_shows_a_newcomer_the_ten_overrides(capsys, tmp_path, monkeypatch):

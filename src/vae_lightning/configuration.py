@@ -122,6 +122,7 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     prefixes = ("hydra.run.dir=", "hydra.sweep.dir=")
     named = next((each.partition("=")[2].strip("'\"") for each in typed.overrides if each.startswith(prefixes)), ".")
     standing = next(path for path in (Path(named).absolute(), *Path(named).absolute().parents) if path.exists())
+    known = _check_typed(name, typed) if typed.overrides and not typed.cfg else None
     sweep = None
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
         _check_sweep(name, typed)
@@ -133,7 +134,8 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
 
     def checked(config: DictConfig) -> None:
         try:
-            check(name, config, list(HydraConfig.get().overrides.task))
+            single = HydraConfig.get().mode != RunMode.MULTIRUN
+            check(name, config, list(HydraConfig.get().overrides.task), known if single else None)
             task(config)
         except BaseException as error:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
@@ -159,23 +161,51 @@ def _typed() -> Any:
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
+def check(name: str, config: DictConfig, overrides: Sequence[str], known: set[str] | None = None) -> None:
     """Refuse keys that no configuration of ours has, and targets that are not on the list; Hydra must be initialised.
 
     Callbacks and loggers of another name may be added, if they bring their ``_target_``.
 
+    Args:
+        name: the command.
+        config: its configuration.
+        overrides: what it was composed with.
+        known: all keys of the command's configuration, where they have been composed before.
+
     Raises:
         ConfigurationError: naming the key.
     """
-    known = _known_keys(name, overrides)
-    # What lies below a value of ours, as in model.optimizer_options, is that part's to check; so are callbacks of another name.
-    free = known - {key.rpartition(".")[0] for key in known}
-    free |= {key.rpartition(".")[0] for key, _ in _nodes(config) if re.fullmatch(r"(callbacks|logger)\.\w+\._target_", key)}
+    known = known or _known_keys(name, overrides)
+    added = {key.rpartition(".")[0] for key, _ in _nodes(config) if re.fullmatch(r"(callbacks|logger)\.\w+\._target_", key)}
     for key, value in _nodes(config):
-        if key not in known and not any(key == each or key.startswith(f"{each}.") for each in free):
+        if not _is_known(key, known, added):
             raise ConfigurationError(_unknown(key, known))
         if key.endswith("._target_") and not (isinstance(value, str) and value in TARGETS):
             raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
+
+
+def _is_known(key: str, known: set[str], added: set[str]) -> bool:
+    """Say whether a key is one of ours, or lies below what was added or below a value of ours: that is the part's to check."""
+    free = added | (known - {each.rpartition(".")[0] for each in known})
+    return key in known or any(key == each or key.startswith(f"{each}.") for each in free)
+
+
+def _check_typed(name: str, typed: Any) -> set[str]:
+    """Refuse a mistyped key before Hydra composes it, twice and in vain; return the keys that there are.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    with _hydra(typed):
+        known = _known_keys(name, typed.overrides)
+        options = GlobalHydra.instance().config_loader().get_group_options
+        for key in (each.key_or_group for each in _parse(typed.overrides)):
+            part = ".".join(key.split(".")[:2])
+            # A callback or logger may have been added, and a group may be the user's own: what is composed will tell.
+            added = {part} if part.startswith(("callbacks.", "logger.")) and part not in known else {"hydra"}
+            if not _is_known(key, known, added) and not key.startswith("hydra/") and not options(key):
+                raise ConfigurationError(_unknown(key, known))
+    return known
 
 
 def _check_sweep(name: str, typed: Any) -> None:
