@@ -10,7 +10,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 from conftest import run, typed
-from vae_lightning import MNISTDataModule, VAEModule
+from vae_lightning import MNISTDataModule, VAEModule, configuration
 from vae_lightning.configuration import CONFIGS, TARGETS, ConfigurationError, check, make_directory
 
 
@@ -171,6 +171,7 @@ def test_help_and_typos_are_answered_without_importing_torch(tmp_path, arguments
     "typo", ["model.latnet_dim=3", "+model.latnet_dim=3", "latent_dim=3", "--multirun model.latnet_dim=3,4"]
 )
 def test_a_typo_costs_one_composition(tmp_path, monkeypatch, typo):
+    configuration._composed_keys.cache_clear()
     composed = []
     compose = ConfigLoaderImpl.load_configuration
     monkeypatch.setattr(

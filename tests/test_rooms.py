@@ -11,7 +11,8 @@ PACKAGE = Path(vae_lightning.__file__).parent
 
 COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier"}
 ALLOWED = {
-    "configuration": {"durable", "interruption"},
+    "sweeps": set(),
+    "configuration": {"durable", "interruption", "sweeps"},
     "resuming": {"configuration"},
     "networks": set(),
     "likelihoods": set(),
@@ -121,7 +122,7 @@ def test_a_room_imports_only_from_the_rooms_below_it(file):
     assert rooms <= ALLOWED[room_of(file)]
 
 
-@pytest.mark.parametrize("room", ["__init__", "configuration", *sorted(COMMANDS)])
+@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", *sorted(COMMANDS)])
 def test_what_a_typo_waits_for_imports_nothing_heavy(room):
     top = {module.split(".")[0] for module, _, top in imports_of(PACKAGE / f"{room}.py") if top}
     assert not top & HEAVY

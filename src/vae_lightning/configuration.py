@@ -6,16 +6,20 @@ So ``--help`` and a mistyped key are answered at once. Types and ranges are chec
 import difflib
 import functools
 import itertools
+import logging
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser  # the one way to read the command line as Hydra does
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +30,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from vae_lightning import durable, interruption
+from vae_lightning import durable, interruption, sweeps
+
+log = logging.getLogger(__name__)
 
 _PACKED = Path(__file__).parent / "configs"
 CONFIGS = _PACKED if _PACKED.is_dir() else Path(__file__).parents[2] / "configs"
@@ -82,14 +88,10 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
             try:
                 with interruption.heeded():
                     _run(name, task)
-            except (ConfigurationError, HydraException, OmegaConfBaseException, FloatingPointError, OSError) as error:
-                if traceback_wanted:
+            except Exception as error:
+                if traceback_wanted or not _is_told(error):
                     raise
                 sys.exit(f"error: {_explain(name, error)}")
-            except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors of many kinds
-                if traceback_wanted or not re.search("memory|Storage size", f"{error!r}", re.IGNORECASE):
-                    raise
-                sys.exit(f"error: that needs more memory than there is ({error!s:.120})")
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -119,36 +121,29 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         if (CONFIGS / group).is_dir() and (override.startswith("~") or override.endswith("=null")):
             options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
             raise ConfigurationError(f"{override}: a group can't be left out; choose from {options}")
-    prefixes = ("hydra.run.dir=", "hydra.sweep.dir=")
-    named = next((each.partition("=")[2].strip("'\"") for each in typed.overrides if each.startswith(prefixes)), ".")
-    standing = next(path for path in (Path(named).absolute(), *Path(named).absolute().parents) if path.exists())
-    known = _check_typed(name, typed) if typed.overrides and not typed.cfg else None
-    sweep = None
+    if typed.overrides and not typed.cfg:
+        _check_typed(name, typed)
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
-        _check_sweep(name, typed)
-        if not any(override.startswith("hydra.sweep.dir=") for override in typed.overrides):
-            sweep = make_directory(Path("outputs/multirun"))
-            sys.argv.insert(1, f"hydra.sweep.dir={sweep}")
-
+        _run_sweep(name, task, typed)
+        return
+    standing = _standing(_value("hydra.run.dir", typed.overrides) or ".")
     failures: list[Exception] = []
 
     def checked(config: DictConfig) -> None:
         try:
-            single = HydraConfig.get().mode != RunMode.MULTIRUN
-            check(name, config, list(HydraConfig.get().overrides.task), known if single else None)
+            check(name, config, list(HydraConfig.get().overrides.task))
+            if config.get("sweep") is not None:
+                raise ConfigurationError(
+                    f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by"
+                )
             task(config)
         except BaseException as error:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
-            if not isinstance(error, Exception) or HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # of a sweep Hydra says which job it was, and goes on with the others
+            if not isinstance(error, Exception):
+                raise
             failures.append(error)
 
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
-    finally:
-        if sweep and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job got as far as a directory
-            (sweep / "multirun.yaml").unlink()
-            _remove_if_empty(sweep, Path.cwd())
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
     if failures:
         raise failures[0]  # here, where Hydra adds no lines of its own to it
 
@@ -158,24 +153,131 @@ def _typed() -> Any:
     return get_args_parser().parse_known_intermixed_args()[0]
 
 
+def _value(key: str, overrides: Sequence[str]) -> str | None:
+    """Return what was typed for a key, without quotes."""
+    values = [each.partition("=")[2] for each in overrides if each.lstrip("+").startswith(f"{key}=")]
+    return values[-1].strip("'\"") if values and values[-1] != "null" else None
+
+
+# -- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> None:
+    """Run a task for each job of a sweep; with ``sweep=<its directory>`` for those that aren't finished.
+
+    What goes wrong in a job ends that job, and the sweep is told to have failed at its end.
+
+    Raises:
+        ConfigurationError: the sweep can't be started, or a job of it failed.
+    """
+    line = [each for each in sys.argv[1:] if not each.lstrip("+").startswith(("sweep=", "hydra.sweep.dir="))]
+    continued, named = _value("sweep", typed.overrides), _value("hydra.sweep.dir", typed.overrides)
+    if continued and named:
+        raise ConfigurationError(f"sweep={continued}: names the sweep's directory, so leave out hydra.sweep.dir={named}")
+    if continued and not sweeps.is_sweep(Path(continued)):
+        raise ConfigurationError(f"sweep={continued}: not the directory of a sweep, in which a multirun.yaml lies")
+    if named and Path(named).is_dir() and any(Path(named).iterdir()):
+        raise ConfigurationError(f"hydra.sweep.dir={named}: not empty; sweep={named} continues the sweep in it")
+    sys.argv[1:] = line
+    typed = _typed()
+    with _hydra(typed):
+        jobs = [sweeps.Job(overrides) for overrides in _jobs(name, typed.overrides)]
+        earlier = sweeps.stored_jobs(Path(continued)) if continued else {}
+    standing = _standing(continued or named or ".")
+    sweep = Path(continued or named or make_directory(Path("outputs/multirun")))
+    sys.argv.insert(1, f"hydra.sweep.dir='{sweep}'")
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # the launcher's own line for each job
+
+    def checked(config: DictConfig) -> None:
+        settings: Any = HydraConfig.get()
+        job, made = jobs[settings.job.num], Path(settings.runtime.output_dir)
+        log.info("job %d: %s", settings.job.num, " ".join(job.overrides))
+        try:
+            check(name, config, job.overrides)
+            begun = earlier.get(sweeps.resolve(config, settings))
+            if begun and sweeps.is_finished(begun):
+                job.problem, job.directory = "", begun
+                log.info("finished before, in %s", begun)
+                return
+            # A job that was begun and isn't finished starts anew, in a directory of its own.
+            job.directory = sweeps.make_job_directory(made)
+            with read_write(settings.runtime):
+                settings.runtime.output_dir = str(job.directory)
+            task(config)
+            job.problem = ""
+        except Exception as error:
+            if not _is_told(error):
+                traceback.print_exc()
+            job.problem = _explain(name, error).splitlines()[0]
+            log.info(job.problem)
+            if settings.runtime.choices["hydra/launcher"] != "basic":
+                raise  # from another process Hydra alone brings the news
+        except BaseException as stop:  # it ends the sweep; Lightning's answer to SIGTERM is an exit without a code
+            job.problem = "interrupted"
+            if isinstance(stop, SystemExit):
+                stop.code = stop.code or 143
+            raise
+        finally:
+            for directory in {made, job.directory or made}:
+                _remove_if_empty(directory, standing)
+            if job.directory and not job.directory.exists():
+                job.directory = None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    finally:
+        if not continued and sweep.is_dir() and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job left any
+            (sweep / "multirun.yaml").unlink()
+            _remove_if_empty(sweep, standing)
+        begun_here = any(job.problem != sweeps.NOT_RUN for job in jobs)  # else a launcher ran them in other processes
+        if begun_here:
+            print(f"\n{sweeps.table(jobs)}\n")
+        if (
+            begun_here
+            and sweep.exists()
+            and any(job.problem for job in jobs)
+            and "sweep" in OmegaConf.load(CONFIGS / f"{name}.yaml")
+        ):
+            again = shlex.join([*line, f"sweep={sweep}"])
+            print(f"What isn't finished is run by:  python -m vae_lightning.{name} {again}\n")
+    failed = [f"job {number}, {job.problem}" for number, job in enumerate(jobs) if job.problem]
+    if failed and begun_here:
+        raise ConfigurationError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+
+
+def _jobs(name: str, typed: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep, in the order of their numbers, after each choice has been composed once.
+
+    Raises:
+        ConfigurationError: a choice is refused.
+    """
+    parsed = _parse(typed)
+    fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
+    params = hydra.compose(name, fixed, return_hydra_config=True).hydra.sweeper.params or {}  # a recipe may hold a sweep
+    parsed = _parse([*(f"{key}={value}" for key, value in params.items()), *typed])
+    choices = [fixed]
+    for each in parsed:
+        if each.is_discrete_sweep():
+            values = [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+            choices += [[*fixed, value] for value in (values if _is_group(each) else values[:1])]
+    for choice in choices:
+        check(name, hydra.compose(name, choice), choice)
+    jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
+    return jobs
+
+
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def check(name: str, config: DictConfig, overrides: Sequence[str], known: set[str] | None = None) -> None:
+def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse keys that no configuration of ours has, and targets that are not on the list; Hydra must be initialised.
 
     Callbacks and loggers of another name may be added, if they bring their ``_target_``.
 
-    Args:
-        name: the command.
-        config: its configuration.
-        overrides: what it was composed with.
-        known: all keys of the command's configuration, where they have been composed before.
-
     Raises:
         ConfigurationError: naming the key.
     """
-    known = known or _known_keys(name, overrides)
+    known = _known_keys(name, overrides)
     added = {key.rpartition(".")[0] for key, _ in _nodes(config) if re.fullmatch(r"(callbacks|logger)\.\w+\._target_", key)}
     for key, value in _nodes(config):
         if not _is_known(key, known, added):
@@ -184,14 +286,14 @@ def check(name: str, config: DictConfig, overrides: Sequence[str], known: set[st
             raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
 
 
-def _is_known(key: str, known: set[str], added: set[str]) -> bool:
+def _is_known(key: str, known: Set[str], added: Set[str]) -> bool:
     """Say whether a key is one of ours, or lies below what was added or below a value of ours: that is the part's to check."""
     free = added | (known - {each.rpartition(".")[0] for each in known})
     return key in known or any(key == each or key.startswith(f"{each}.") for each in free)
 
 
-def _check_typed(name: str, typed: Any) -> set[str]:
-    """Refuse a mistyped key before Hydra composes it, twice and in vain; return the keys that there are.
+def _check_typed(name: str, typed: Any) -> None:
+    """Refuse a mistyped key before Hydra composes it, twice and in vain.
 
     Raises:
         ConfigurationError: naming the key.
@@ -205,21 +307,6 @@ def _check_typed(name: str, typed: Any) -> set[str]:
             added = {part} if part.startswith(("callbacks.", "logger.")) and part not in known else {"hydra"}
             if not _is_known(key, known, added) and not key.startswith("hydra/") and not options(key):
                 raise ConfigurationError(_unknown(key, known))
-    return known
-
-
-def _check_sweep(name: str, typed: Any) -> None:
-    """Compose each choice of a sweep once, so that a mistake is told before a directory is made."""
-    with _hydra(typed):
-        parsed = _parse(typed.overrides)
-        fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
-        jobs = [fixed]
-        for each in parsed:
-            if each.is_discrete_sweep():
-                values = [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
-                jobs += [[*fixed, value] for value in (values if _is_group(each) else values[:1])]
-        for job in jobs:
-            check(name, hydra.compose(name, job), job)
 
 
 @contextmanager
@@ -250,18 +337,23 @@ def _nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _nodes(value, f"{prefix}{key}.")
 
 
-def _known_keys(name: str, overrides: Sequence[str]) -> set[str]:
+def _known_keys(name: str, overrides: Sequence[str]) -> frozenset[str]:
     """Return all keys of a command's configuration, for the groups that the overrides choose."""
     chosen = [
         each.input_line or ""
         for each in _parse(overrides)
         if _is_group(each) and not each.is_add() and not each.is_sweep_override() and each.key_or_group != "experiment"
     ]
+    return _composed_keys(name, tuple(chosen), str(GlobalHydra.instance().config_loader().get_search_path()))
+
+
+@functools.cache  # composing takes longest of all that comes before torch
+def _composed_keys(name: str, chosen: tuple[str, ...], search_path: str) -> frozenset[str]:
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    return groups | {key for key, _ in _nodes(hydra.compose(name, chosen))}
+    return frozenset(groups | {key for key, _ in _nodes(hydra.compose(name, list(chosen)))})
 
 
-def _unknown(key: str, known: set[str]) -> str:
+def _unknown(key: str, known: Set[str]) -> str:
     parent, _, name = key.rpartition(".")
     siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     if nearest := difflib.get_close_matches(name, siblings, n=1):
@@ -272,8 +364,26 @@ def _unknown(key: str, known: set[str]) -> str:
     return f"unknown key {key}: " + (f"did you mean {nearest[0]}?" if nearest else "--cfg job lists all keys")
 
 
+def _is_told(error: Exception) -> bool:
+    """Say whether an error is told in a line or two; any other one is a fault of the project, and keeps its traceback."""
+    if isinstance(error, ConfigurationError | HydraException | OmegaConfBaseException | FloatingPointError | OSError):
+        return True
+    return _is_of_memory(error)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    # torch's are RuntimeErrors of many kinds.
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False
+    return bool(re.search("memory|Storage size", f"{error!r}", re.IGNORECASE))
+
+
 def _explain(name: str, error: Exception) -> str:
     """Say in a line or two what was wrong."""
+    if _is_of_memory(error):
+        return f"that needs more memory than there is ({error!s:.120})"
+    if not _is_told(error):
+        return f"{type(error).__name__}: {error}"
     first_line = str(error).strip().splitlines()[0]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -315,6 +425,12 @@ def make_directory(parent: Path) -> Path:
         except FileExistsError:
             stamp = f"{stamp[:19]}_{attempt}"
     raise AssertionError  # itertools.count does not end
+
+
+def _standing(directory: str) -> Path:
+    """Return what exists of a path."""
+    path = Path(directory).absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _remove_if_empty(directory: Path, standing: Path) -> None:

@@ -1,0 +1,105 @@
+"""What a sweep leaves: which of its jobs are finished, and the table that it ends with. No torch in this room."""
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+NOT_RUN = "not run"
+
+
+@dataclass
+class Job:
+    """A job of a sweep.
+
+    Attributes:
+        overrides: what it is run with.
+        problem: why it isn't finished; empty: it is.
+        directory: where its files lie; None: it left none.
+    """
+
+    overrides: Sequence[str]
+    problem: str = NOT_RUN
+    directory: Path | None = None
+
+
+def is_sweep(directory: Path) -> bool:
+    """Say whether a directory is a sweep's."""
+    return (directory / "multirun.yaml").is_file()
+
+
+def is_finished(directory: Path) -> bool:
+    """Say whether a job has come to its end: its figures are written last."""
+    return (directory / "metrics.json").is_file()
+
+
+def resolve(config: DictConfig, settings: DictConfig) -> str:
+    """Return a job's configuration as text, with what it refers to in place of the references.
+
+    Args:
+        config: the configuration.
+        settings: Hydra's own of that job; where it runs makes no difference.
+    """
+    context: Any = OmegaConf.create({"hydra": OmegaConf.to_container(settings, resolve=False)})
+    context.hydra.runtime.output_dir = "."
+    hydra_config = HydraConfig.instance()
+    present, hydra_config.cfg = hydra_config.cfg, context
+    try:
+        return OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
+    finally:
+        hydra_config.cfg = present
+
+
+def stored_jobs(sweep: Path) -> dict[str, Path]:
+    """Return the job directories of a sweep by their resolved configuration: of equals the finished one, else the newest."""
+    jobs: dict[str, Path] = {}
+    for file in sorted(sweep.rglob(".hydra/config.yaml"), key=lambda file: file.stat().st_mtime_ns):
+        directory = file.parent.parent
+        with suppress(OSError, YAMLError, OmegaConfBaseException, AttributeError):  # broken off while it was written
+            config: Any = OmegaConf.load(file)
+            text = resolve(config, OmegaConf.load(file.with_name("hydra.yaml")).hydra)
+            if text not in jobs or not is_finished(jobs[text]):
+                jobs[text] = directory
+    return jobs
+
+
+def make_job_directory(directory: Path) -> Path:
+    """Return a job's directory, or make the next one that is free where another job's files lie in it."""
+    if not any(directory.iterdir()):
+        return directory
+    name = directory.name
+    others = map(str, itertools.count(int(name))) if name.isdecimal() else (f"{name}_{n}" for n in itertools.count(2))
+    for other in others:
+        with suppress(FileExistsError):
+            directory.with_name(other).mkdir()
+            return directory.with_name(other)
+    raise AssertionError  # itertools.count does not end
+
+
+def table(jobs: Sequence[Job]) -> str:
+    """Return a row for each job: its number, the overrides it differs in, the test ELBO, where it lies and what went wrong."""
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    rows = [("job", "overrides", "test ELBO", "directory")]
+    for number, job in enumerate(jobs):
+        place = os.path.relpath(job.directory) if job.directory else ""
+        figure = f"{elbo:.2f}" if not job.problem and (elbo := _test_elbo(job)) is not None else ""
+        differs = " ".join(each for each in job.overrides if each not in common)
+        rows.append((str(number), differs, figure, ": ".join(filter(None, (place, job.problem)))))
+    width = max(len(row[1]) for row in rows)
+    return "\n".join(f"  {number:>3}  {overrides:<{width}}  {figure:>9}  {place}" for number, overrides, figure, place in rows)
+
+
+def _test_elbo(job: Job) -> float | None:
+    if job.directory is None or not is_finished(job.directory):
+        return None
+    elbo: float | None = json.loads((job.directory / "metrics.json").read_text())["figures"].get("test/elbo")
+    return elbo
