@@ -13,7 +13,7 @@ COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "ex
 ALLOWED = {
     "sweeps": set(),
     "configuration": {"durable", "interruption", "sweeps"},
-    "resuming": {"configuration"},
+    "resuming": {"configuration", "durable"},
     "networks": set(),
     "likelihoods": set(),
     "objectives": set(),

@@ -199,8 +199,9 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
                 job.problem, job.directory = "", begun
                 log.info("finished before, in %s", begun)
                 return
-            # A job that was begun and isn't finished starts anew, in a directory of its own.
-            job.directory = sweeps.make_job_directory(made)
+            if begun:
+                config.resume = str(begun)
+            job.directory = begun or sweeps.make_job_directory(made)
             with read_write(settings.runtime):
                 settings.runtime.output_dir = str(job.directory)
             task(config)
@@ -473,13 +474,11 @@ def use_run_directory(directory: Path) -> None:
 def save_configuration(config: DictConfig, directory: Path) -> None:
     """Write the composed configuration and the overrides into ``.hydra/``, as Hydra does."""
     folder = directory / ".hydra"
-    folder.mkdir(exist_ok=True)
-    overrides = HydraConfig.get().overrides.task
-    if (file := folder / "overrides.yaml").exists():  # a run that is resumed with others
-        overrides = [*OmegaConf.load(file), *(each for each in overrides if not each.startswith("resume="))]
-    for name, content in {
-        "overrides": OmegaConf.create(list(overrides)),
+    folder.mkdir()
+    contents = {
+        "overrides": HydraConfig.get().overrides.task,
         "hydra": OmegaConf.create({"hydra": HydraConfig.get()}),
-        "config": OmegaConf.merge(config, {"resume": None} if "resume" in config else {}),
-    }.items():
+        "config": config,
+    }
+    for name, content in contents.items():
         durable.write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())

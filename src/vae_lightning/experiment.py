@@ -35,7 +35,7 @@ from vae_lightning.configuration import (
 from vae_lightning.data import CLASSES, Batches, MNISTDataModule, Seed
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.module import VAEModule
-from vae_lightning.resuming import has_begun
+from vae_lightning.resuming import has_begun, store_configuration
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
@@ -87,7 +87,7 @@ def build(config: DictConfig) -> Experiment:
         use_run_directory(directory)
         lock = lock_directory(directory)
         resumed_step = find_step_to_resume(directory, module, data, trainer)
-        save_configuration(config, directory)
+        store_configuration(config)
         (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
     trainer = build_trainer(config, module, data, throughput, directory)
     if config.resume is not None:

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from vae_lightning import durable
 from vae_lightning.configuration import ConfigurationError, check
 
 REPLACEABLE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "callbacks", "logger", "data.dir")
@@ -26,7 +27,7 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
             change on its way.
     """
     directory = Path(str(composed.resume)).expanduser()
-    typed = list(HydraConfig.get().overrides.task)
+    typed = typed_beside_resume()
     folder = directory / ".hydra"
     try:
         config = OmegaConf.load(folder / "config.yaml")
@@ -37,13 +38,28 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
         raise ConfigurationError(f"resume={directory}: no run directory that train has made ({error!s:.100})") from error
     max_epochs = config.get("trainer", {}).get("max_epochs")
     for override in OverridesParser.create().parse_overrides(list(typed)):
-        if override.key_or_group != "resume":
-            _replace(config, override, composed)
+        _replace(config, override, composed)
     if max_epochs != config.trainer.max_epochs:
         _refuse_another_length(config)
     check("train", config, [*map(str, overrides), *typed])
     config.resume = str(directory)
     return config
+
+
+def typed_beside_resume() -> list[str]:
+    """Return the overrides that were typed beside ``resume=``; none where a sweep goes on with a job of its own."""
+    typed = list(HydraConfig.get().overrides.task)
+    beside = [each for each in typed if not each.startswith("resume=")]
+    return beside if len(beside) < len(typed) else []
+
+
+def store_configuration(config: DictConfig) -> None:
+    """Let a resumed run be resumed once more with what was typed now."""
+    folder = Path(config.resume) / ".hydra"
+    if typed := typed_beside_resume():
+        overrides: Any = OmegaConf.load(folder / "overrides.yaml")
+        durable.write(folder / "overrides.yaml", OmegaConf.to_yaml([*overrides, *typed]).encode())
+        durable.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.merge(config, {"resume": None})).encode())
 
 
 def _replace(config: DictConfig, override: Override, composed: DictConfig) -> None:
