@@ -240,8 +240,8 @@ def test_a_run_with_a_full_disk_under_all_that_it_can_do_without_ends_as_it_woul
 
 
 def test_a_full_disk_under_the_figures_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=os.strerror(errno.ENOSPC)):
-        train_with(lambda parts: (parts.directory / "metrics.json").symlink_to("/dev/full"), tmp_path, monkeypatch)
+    with pytest.raises(SystemExit, match=rf"metrics.json can't be written: {os.strerror(errno.ENOSPC)}"):
+        train_with(lambda parts: (parts.directory / ".metrics.json.tmp").symlink_to("/dev/full"), tmp_path, monkeypatch)
 
 
 # -- CSV --------------------------------------------------------------------------------------------------------------

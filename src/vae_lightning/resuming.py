@@ -31,8 +31,8 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     folder = directory / ".hydra"
     try:
         config = OmegaConf.load(folder / "config.yaml")
-        overrides = OmegaConf.load(folder / "overrides.yaml")
-        if not isinstance(config, DictConfig) or not OmegaConf.is_list(overrides):
+        overrides = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
+        if not isinstance(config, DictConfig) or not isinstance(overrides, list):
             raise TypeError("other content than expected")
     except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"resume={directory}: no run directory that train has made ({error!s:.100})") from error
@@ -57,7 +57,7 @@ def store_configuration(config: DictConfig) -> None:
     """Let a resumed run be resumed once more with what was typed now."""
     folder = Path(config.resume) / ".hydra"
     if typed := typed_beside_resume():
-        overrides: Any = OmegaConf.load(folder / "overrides.yaml")
+        overrides: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
         durable.write(folder / "overrides.yaml", OmegaConf.to_yaml([*overrides, *typed]).encode())
         durable.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.merge(config, {"resume": None})).encode())
 

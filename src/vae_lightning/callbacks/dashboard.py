@@ -96,7 +96,10 @@ def _writers(trainer: Trainer) -> list[SummaryWriter]:
 def _overrides(trainer: Trainer) -> list[str]:
     """Return what was typed on the command line, where there was one."""
     file = Path(trainer.default_root_dir) / ".hydra" / "overrides.yaml"
-    return [str(override) for override in OmegaConf.load(file)] if file.is_file() else []
+    if not file.is_file():
+        return []
+    overrides: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    return [str(override) for override in overrides]
 
 
 def _card(trainer: Trainer) -> str:
