@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 
 from vae_lightning import durable
@@ -134,6 +135,27 @@ def newest_step(directory: Path, max_steps: int) -> int:
         else:
             log.warning("%s is damaged or unfinished, by its SHA-256: going on from an earlier one", file)
     raise ConfigurationError(f"resume={directory}: none of its checkpoints is whole, so that nothing was done")
+
+
+def step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, trainer: Trainer) -> int:
+    """Return the optimiser step whose checkpoint a run goes on from.
+
+    Raises:
+        ConfigurationError: no checkpoint is whole, or it is another model's, of other data or another seed.
+    """
+    step = newest_step(directory, trainer.max_steps)
+    content = read(file_of_step(directory, step))
+    for group, part in (("model", module), ("data", data)):
+        stored, built = content[part.CHECKPOINT_HYPER_PARAMS_KEY], dict(part.hparams)
+        for key in built.keys() | stored.keys():
+            if built.get(key) != stored.get(key):
+                raise ConfigurationError(
+                    f"resume={directory}: {group}.{key} is {built.get(key)} in its configuration, "
+                    f"{stored.get(key)} in its step {step}"
+                )
+    if trainer.max_epochs not in (-1, None) and content["epoch"] >= trainer.max_epochs:
+        raise ConfigurationError(f"trainer.max_epochs={trainer.max_epochs}: the run is in epoch {content['epoch'] + 1} already")
+    return step
 
 
 def find_checkpoint(path: str | Path) -> Path:

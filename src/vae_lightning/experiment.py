@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import logging
 import os
+import shutil
 import typing
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import lightning
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock
 from hydra.utils import get_class
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -24,7 +25,7 @@ from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationErro
 
 from vae_lightning import interruption
 from vae_lightning.callbacks.progress import Throughput
-from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, newest_step, read
+from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, step_to_resume
 from vae_lightning.configuration import (
     TARGETS,
     ConfigurationError,
@@ -35,7 +36,7 @@ from vae_lightning.configuration import (
 from vae_lightning.data import CLASSES, Batches, MNISTDataModule, Seed
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.module import VAEModule
-from vae_lightning.resuming import has_begun, store_configuration
+from vae_lightning.resuming import has_begun, lock_directory, store_configuration
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
@@ -78,60 +79,26 @@ def build(config: DictConfig) -> Experiment:
         )
     data.prepare_data()
     data.setup()
-    if config.resume is None:
-        directory = make_run_directory("train")
-        save_configuration(config, directory)
-        lock, resumed_step = lock_directory(directory), None
-    else:
+    if config.resume is not None:
         directory = Path(config.resume)
         use_run_directory(directory)
         lock = lock_directory(directory)
-        resumed_step = find_step_to_resume(directory, module, data, trainer)
+        resumed_step = step_to_resume(directory, module, data, trainer) if has_begun(directory) else None
         store_configuration(config)
         (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
-    trainer = build_trainer(config, module, data, throughput, directory)
-    if config.resume is not None:
+        trainer = build_trainer(config, module, data, throughput, directory)
         for logger in trainer.loggers:
             logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
-    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step)
-
-
-def lock_directory(directory: Path) -> BaseFileLock:
-    """Return the lock of a run directory, taken.
-
-    Raises:
-        ConfigurationError: another process has it.
-    """
-    lock = FileLock(directory / ".hydra" / ".lock")
+        return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step)
+    directory = make_run_directory("train")
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigurationError(f"resume={directory}: another process is training there") from error
-    return lock
-
-
-def find_step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, trainer: Trainer) -> int | None:
-    """Return the step that a run goes on from; None where it was stopped before its first checkpoint.
-
-    Raises:
-        ConfigurationError: there is none that is whole and fits the configuration.
-    """
-    if not has_begun(directory):
-        log.warning("%s was stopped before its first step: starting there", directory)
-        return None
-    step = newest_step(directory, trainer.max_steps)
-    content = read(file_of_step(directory, step))
-    for group, part in (("model", module), ("data", data)):
-        stored, built = content[part.CHECKPOINT_HYPER_PARAMS_KEY], dict(part.hparams)
-        for key in built.keys() | stored.keys():
-            if built.get(key) != stored.get(key):
-                raise ConfigurationError(
-                    f"resume={directory}: {group}.{key} is {built.get(key)} in its configuration, "
-                    f"{stored.get(key)} in its step {step}"
-                )
-    if trainer.max_epochs not in (-1, None) and content["epoch"] >= trainer.max_epochs:
-        raise ConfigurationError(f"trainer.max_epochs={trainer.max_epochs}: the run is in epoch {content['epoch'] + 1} already")
-    return step
+        save_configuration(config, directory)
+        lock = lock_directory(directory)
+        trainer = build_trainer(config, module, data, throughput, directory)
+    except BaseException:
+        shutil.rmtree(directory)
+        raise
+    return Experiment(module, data, trainer, throughput, directory, seed, lock, None)
 
 
 def fit(experiment: Experiment) -> None:

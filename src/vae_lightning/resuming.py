@@ -1,9 +1,11 @@
 """Going on with a run where it stopped: with the configuration stored there, from its newest checkpoint that is whole."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from filelock import BaseFileLock, FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -11,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning import durable
 from vae_lightning.configuration import ConfigurationError, check
+
+log = logging.getLogger(__name__)
 
 REPLACEABLE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "callbacks", "logger", "data.dir")
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
@@ -96,5 +100,22 @@ def is_finished(config: DictConfig) -> bool:
 
 
 def has_begun(directory: Path) -> bool:
-    """Return whether a run has come as far as its first checkpoint, which is written before its first step."""
-    return any((directory / name).exists() for name in ("checkpoints", "images"))
+    """Return whether a run has come as far as its first checkpoint, which is written before its first step; say so if not."""
+    if any((directory / name).exists() for name in ("checkpoints", "images")):
+        return True
+    log.warning("%s was stopped before its first step: starting there", directory)
+    return False
+
+
+def lock_directory(directory: Path) -> BaseFileLock:
+    """Return the lock of a run directory, taken.
+
+    Raises:
+        ConfigurationError: another process has it.
+    """
+    lock = FileLock(directory / ".hydra" / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigurationError(f"resume={directory}: another process is training there") from error
+    return lock
