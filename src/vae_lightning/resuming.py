@@ -2,10 +2,9 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
-from filelock import BaseFileLock, FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -13,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning import durable
 from vae_lightning.configuration import ConfigurationError, check
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +109,14 @@ def has_begun(directory: Path) -> bool:
     return False
 
 
-def lock_directory(directory: Path) -> BaseFileLock:
+def lock_directory(directory: Path) -> "BaseFileLock":
     """Return the lock of a run directory, taken.
 
     Raises:
         ConfigurationError: another process has it.
     """
+    from filelock import FileLock, Timeout  # here, for a mistyped key waits for what is imported above
+
     lock = FileLock(directory / ".hydra" / ".lock")
     try:
         lock.acquire(timeout=0)
