@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from vae_lightning.likelihoods import (
     SCALE_FLOOR,
+    BernoulliImage,
     ContinuousBernoulli,
     DiscretizedLogistic,
     Likelihood,
-    bernoulli,
     kind_of_number,
 )
 
@@ -29,12 +29,12 @@ def random(*shape, seed=0):
 def test_the_bernoullis_masses_sum_to_one():
     logits = random(1, 2, 2) * 8 - 4
     images = torch.cartesian_prod(*[double([0.0, 1.0])] * 4).view(16, 1, 2, 2)
-    torch.testing.assert_close(bernoulli(logits).log_prob(images).exp().sum(), double(1.0))
+    torch.testing.assert_close(BernoulliImage(logits).log_prob(images).exp().sum(), double(1.0))
 
 
 def test_log_prob_sums_over_the_pixels_and_keeps_the_leading_dimensions():
     logits, x = random(2, 3, 1, 4, 4), random(3, 1, 4, 4, seed=1)
-    log_prob = bernoulli(logits).log_prob(x)
+    log_prob = BernoulliImage(logits).log_prob(x)
     assert log_prob.shape == (2, 3)
     expected = -F.binary_cross_entropy(torch.sigmoid(logits), x.expand_as(logits), reduction="none").sum((-3, -2, -1))
     torch.testing.assert_close(log_prob, expected)

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.nn import functional as F
 
-from vae_lightning.likelihoods import bernoulli
+from vae_lightning.likelihoods import BernoulliImage
 from vae_lightning.objectives import importance_weighted, kl_per_dimension, kl_weight_at, log_ratio, sgvb_a, sgvb_b
 from vae_lightning.vae import DiagonalNormal
 
@@ -31,7 +31,7 @@ def kl_of(loc, scale):
 
 
 def bound_of(x, logits, loc, scale):
-    return sgvb_b(bernoulli(logits).log_prob(x).unsqueeze(0), kl_of(loc, scale))
+    return sgvb_b(BernoulliImage(logits).log_prob(x).unsqueeze(0), kl_of(loc, scale))
 
 
 def test_minus_the_bound_is_the_loss_of_the_pytorch_example_per_image():

@@ -23,17 +23,23 @@ LEVELS = 256
 # -- the families -----------------------------------------------------------------------------------------------------
 
 
-def bernoulli(logits: Tensor) -> Independent[Bernoulli]:
+class BernoulliImage(Independent[Bernoulli]):
     """Independent black-or-white pixels, as in Kingma & Welling (arXiv:1312.6114), Appendix C.1.
 
     For grey levels in [0, 1] ``log_prob`` is minus the cross-entropy that the PyTorch VAE example minimises: a fair
     objective, but the log-likelihood of binary images only.
-
-    Args:
-        logits: log-odds of a white pixel, ``[..., C, H, W]``.
     """
-    # Validation would refuse grey levels, and cost a pass over the images at every step.
-    return Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+
+    def __init__(self, logits: Tensor) -> None:
+        """Take the log-odds of a white pixel, ``[..., C, H, W]``."""
+        # Validation would refuse grey levels, and cost a pass over the images at every step.
+        super().__init__(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+        self.logits = logits
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of images ``[..., C, H, W]``: its sign changed in the sums, not in every pixel."""
+        logits, value = torch.broadcast_tensors(self.logits, value)  # type: ignore[no-untyped-call]
+        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
 
 
 class ContinuousBernoulli(Distribution):
@@ -137,7 +143,7 @@ class Likelihood(nn.Module):
             parameters: ``[..., parameters_per_pixel · C, H, W]``; the first are logits of the location.
         """
         if self.name == "bernoulli":
-            return bernoulli(parameters)
+            return BernoulliImage(parameters)
         if self.name == "continuous_bernoulli":
             return Independent(ContinuousBernoulli(parameters), 3, validate_args=False)
         if self.scale == "per_pixel":
@@ -147,7 +153,7 @@ class Likelihood(nn.Module):
         elif self.scale == "learnt":
             scale = SCALE_FLOOR + F.softplus(self.raw_scale)
         else:
-            scale = parameters.new_tensor(self.scale)
+            scale = parameters.new_full((), self.scale)  # filled on its device: nothing is copied there
         loc = torch.sigmoid(parameters)
         if self.name == "gaussian":
             return Independent(Normal(loc, scale.expand_as(loc), validate_args=False), 3, validate_args=False)
