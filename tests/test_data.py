@@ -21,6 +21,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ def test_a_batch_holds_the_pixels_and_label_of_its_indices():
     assert batch.images.shape == (50, 1, 28, 28)
     assert torch.equal((batch.images * 255).round().to(torch.uint8), data.images["train"][batch.indices])
     assert torch.equal(batch.labels, data.labels["train"][batch.indices])
+
+
+@pytest.mark.parametrize("settings", [{}, {"binarization": "stochastic"}, {"dequantize": True}], ids=str)
+def test_batches_are_made_on_the_device_that_trains(settings):
+    data = make(**settings)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")), training=False)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert {each.device.type for each in next(iter(loader))} == {"meta"}
+    assert {each.device.type for each in data.examples(3)} == {"cpu"}
 
 
 def test_a_last_short_batch_is_kept():

@@ -44,7 +44,7 @@ def evaluate(module: VAEModule, batches: Batches, metrics: Sequence[Metric], sam
     total = len(batches.indices) * (samples if "log_marginal" in metrics else 1)
     with tqdm(total=total, unit=" samples", unit_scale=True, desc="evaluating", leave=False, disable=None) as bar:
         for batch in batches:
-            here = Batch(*(each.to(module.device) for each in batch))
+            here = batch.to(module.device)
             for name, part in _measure(module, here, metrics, samples, memory_mb * 1_000_000, bar).items():
                 shown.setdefault(name, []).append(part.cpu().double())
     values = {name: torch.cat(parts) for name, parts in shown.items()}

@@ -26,6 +26,10 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same batch on a device. Lightning asks for this once, where it would look through a plain tuple."""
+        return Batch(self.images.to(device), self.labels.to(device), self.indices.to(device))
+
 
 def keyed_generator(*key: int) -> torch.Generator:
     """Return a CPU generator whose draws are a function of ``key``: whole numbers from 0, at most four."""
@@ -37,12 +41,12 @@ def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: grey levels, uint8.
-        generator: where the draws come from.
+        generator: where the draws come from, on the CPU.
 
     Returns:
         The same shape and type, 0 or 255.
     """
-    draws = torch.rand(images.shape, generator=generator, dtype=torch.float32)
+    draws = torch.rand(images.shape, generator=generator, dtype=torch.float32).to(images.device)
     return (draws < images.float() / 255).to(torch.uint8) * 255  # draws lie in [0, 1): 255 is always white, 0 never
 
 
@@ -54,22 +58,27 @@ def dequantize(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: grey levels, uint8.
-        generator: where the draws come from.
+        generator: where the draws come from, on the CPU.
 
     Returns:
         The same shape, float32 in [0, 1].
     """
-    return (images.float() + torch.rand(images.shape, generator=generator, dtype=torch.float32)) / 256
+    draws = torch.rand(images.shape, generator=generator, dtype=torch.float32).to(images.device)
+    return (images.float() + draws) / 256
 
 
 class Batches:
     """A loader for a data set that fits in memory: each batch is one selection by index, with no workers and no collation.
 
-    The images come in the order of their indices.
+    The images come in the order of their indices. A batch is made where the images lie; the order of an epoch is moved there
+    at once.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int) -> None:
-        """Take all images ``[N, C, H, W]`` (uint8, or float32 in [0, 1]) and labels ``[N]`` of a file, and which to visit."""
+        """Take all images ``[N, C, H, W]`` (uint8, or float32 in [0, 1]) and labels ``[N]`` of a file, and which to visit.
+
+        Images and labels lie on one device, the indices on the CPU.
+        """
         self.images = images
         self.labels = labels
         self.indices = indices
@@ -86,7 +95,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch that are still to come."""
         done = self.done()
-        for position, index in enumerate(torch.split(self.order(), self.batch_size)[done:], done):
+        order = self.order().to(self.images.device)
+        for position, index in enumerate(torch.split(order, self.batch_size)[done:], done):
             images = self.draw(self.images.index_select(0, index), position)  # [index] takes many times as long
             if images.dtype == torch.uint8:
                 images = images.float().div_(255)

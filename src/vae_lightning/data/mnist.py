@@ -98,6 +98,13 @@ class MNISTDataModule(LightningDataModule):
         """Whether validation images are held out, so that something may be chosen by them."""
         return len(self.val_indices) > 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made: on the device that trains, so that no step waits for a copy; on the CPU without a trainer."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        # Whether Apple's MPS selects bytes by index hasn't been tried.
+        return torch.device("cpu") if device.type == "mps" else device
+
     def prepare_data(self) -> None:
         """Fetch the files if they aren't there, verified by checksum."""
         fetch(self.dataset, self.folder)
@@ -117,7 +124,7 @@ class MNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> ShuffledBatches:
         """Return the training images in an order that is a function of (seed, epoch)."""
         drawing = binarize if self.binarization == "stochastic" else dequantize if self.dequantize else None
-        images, labels = self.images["train"], self.labels["train"]
+        images, labels = self.images["train"].to(self.device), self.labels["train"].to(self.device)
         return ShuffledBatches(images, labels, self.train_indices, self.batch_size, self.seed, drawing, self._batches_done)
 
     def _batches_done(self) -> int:
@@ -154,7 +161,7 @@ class MNISTDataModule(LightningDataModule):
             images = binarize(images, keyed_generator(self.split_seed, 0))
         if self.dequantize:
             images = dequantize(images, keyed_generator(self.split_seed, ("train", "test").index(file), 1))
-        return Batches(images, self.labels[file], indices[:limit], self.eval_batch_size)
+        return Batches(images.to(self.device), self.labels[file].to(self.device), indices[:limit], self.eval_batch_size)
 
     @property
     def shows_digits(self) -> bool:
