@@ -44,7 +44,7 @@ def main() -> None:
     data = MNISTDataModule(**load_data_settings(arguments.checkpoint), dir=arguments.data_dir)
     data.prepare_data()
     data.setup()
-    torch.manual_seed(trained.seed)
+    torch.manual_seed(trained.hparams["seed"])
     initial = VAEModule(**trained.hparams)
     print(f"{'':12}{'':12}{'of the bound':>16}{'of the gradient':>18}   standard deviations over {DRAWS} draws")
     for (name, module), estimator in itertools.product({"initial": initial, "trained": trained}.items(), ("sgvb_a", "sgvb_b")):

@@ -10,15 +10,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import profile
 
 from vae_lightning import VAEModule
 from vae_lightning.data import Batch
-from vae_lightning.noise import evaluation_noise, training_noise
+from vae_lightning.noise import TrainingNoise, evaluation_noise, training_noise
 
 
 def trainer(tmp_path, **settings):
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(default_root_dir=tmp_path, accelerator="cpu", **{"logger": False, **silent, **settings})
+    return Trainer(default_root_dir=tmp_path, **{"accelerator": "cpu", "logger": False, **silent, **settings})
 
 
 class PlainVAE(nn.Module):
@@ -110,6 +111,52 @@ def test_training_noise_is_a_function_of_seed_and_batch():
     assert not torch.equal(draws[1, 0], draws[1, 1])
     assert not torch.equal(draws[1, 0], draws[2, 0])
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_noise_drawn_for_some_batches_at_once_is_that_of_each_wherever_a_run_goes_on():
+    noise, cpu, whole, short = TrainingNoise(3), torch.device("cpu"), (2, 4, 3), (2, 1, 3)
+    visits = [(37, whole), (38, whole), (49, whole), (50, whole), (51, short), (52, whole), (99, whole), (3, whole), (2, whole)]
+    for batch, shape in visits:
+        assert torch.equal(noise.of(batch, shape, cpu), training_noise(3, batch, shape))
+
+
+@pytest.mark.parametrize(("numbers", "starts"), [(2**24, [50, 100]), (25 * 12, [50, 75, 100]), (1, list(range(31, 101)))])
+def test_noise_is_moved_to_the_device_once_in_fifty_batches_or_before_it_takes_much_memory(monkeypatch, numbers, starts):
+    monkeypatch.setattr("vae_lightning.noise._NUMBERS", numbers)
+    noise = TrainingNoise(3)
+    blocks = [noise.of(batch, (1, 4, 3), torch.device("cpu")).untyped_storage().data_ptr() for batch in range(30, 101)]
+    assert [batch for batch in range(31, 101) if blocks[batch - 30] != blocks[batch - 31]] == starts
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "optimizer"),
+    [
+        ("cpu", "sgd"),  # Adam for the CPU reads its own counts
+        pytest.param("gpu", "adam", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="asks for a CUDA GPU")),
+    ],
+)
+def test_between_logging_points_no_step_waits_for_the_device_or_copies_to_it(subset, tmp_path, accelerator, optimizer):
+    profiler = profile()
+
+    class Profiled(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 15:
+                profiler.start()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 34:
+                profiler.stop()
+
+    subset.batch_size = 8  # 40 steps
+    settings = {"max_epochs": 1, "log_every_n_steps": 40, "logger": CSVLogger(tmp_path)}
+    trainer(tmp_path, accelerator=accelerator, callbacks=[Profiled()], **settings).fit(
+        VAEModule(optimizer=optimizer, learning_rate=1e-4), subset
+    )
+    calls = {event.key: event.count for event in profiler.key_averages()}
+    assert calls["aten::binary_cross_entropy_with_logits"] == 20
+    assert "aten::_local_scalar_dense" not in calls  # what every item() and tolist() comes to
+    assert not [name for name in calls if name.startswith("Memcpy") and ("HtoD" in name or "DtoH" in name)]
+    assert not calls.keys() & {"cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
 
 
 def test_evaluation_noise_depends_on_the_image_and_on_nothing_else():

@@ -12,7 +12,7 @@ from torch import Tensor
 from vae_lightning.data import Batch, Seed
 from vae_lightning.likelihoods import Likelihood, LikelihoodName
 from vae_lightning.networks import Activation, NetworkName, PosteriorScale, build_networks
-from vae_lightning.noise import evaluation_noise, training_noise
+from vae_lightning.noise import TrainingNoise, evaluation_noise
 from vae_lightning.objectives import importance_weighted, kl_per_dimension, kl_weight_at, log_ratio, sgvb_a, sgvb_b
 from vae_lightning.optimizers import IWAE_PASSES, OptimizerName, ScheduleName, build_optimizer, build_schedule
 from vae_lightning.vae import VAE
@@ -170,7 +170,7 @@ class VAEModule(LightningModule):
         self.estimator = objective
         self.num_samples = num_samples
         self.free_bits = free_bits
-        self.seed = seed
+        self.training_noise = TrainingNoise(seed)
         family = Likelihood(likelihood, pixel_scale)
         encoder, decoder = build_networks(
             network,
@@ -262,9 +262,10 @@ class VAEModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss: the batch mean of minus the objective."""
         seen = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        noise = training_noise(self.seed, seen, (self.num_samples, len(batch.images), self.latent_dim))
+        noise = self.training_noise.of(seen, (self.num_samples, len(batch.images), self.latent_dim), batch.images.device)
         objective, log_likelihood, kl = self.training_objective(batch, noise, self.kl_weight)
-        self.window.update(-objective, log_likelihood - kl, log_likelihood, kl)
+        with torch.no_grad():
+            self.window.update(-objective, log_likelihood - kl, log_likelihood, kl)
         return -objective.mean()
 
     def on_train_start(self) -> None:
