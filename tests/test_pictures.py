@@ -1,11 +1,14 @@
 """What the drawing functions lay where."""
 
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from vae_lightning.pictures import interpolation_grid, manifold_grid, slerp, traversal_grid
+from vae_lightning.pictures import interpolation_grid, manifold_grid, png, slerp, traversal_grid
 from vae_lightning.plots import figure_of, kl_bars, latent_map, principal_axes
 
 
@@ -89,7 +92,6 @@ def test_the_bars_fall_and_name_their_latents():
 
 
 def test_a_picture_as_a_figure_keeps_every_pixel(tmp_path):
-    from PIL import Image
 
     picture = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
     figure_of(picture).savefig(tmp_path / "x.png", dpi=100)
@@ -97,3 +99,15 @@ def test_a_picture_as_a_figure_keeps_every_pixel(tmp_path):
         assert drawn.size == (30, 20)
         pixels = torch.frombuffer(bytearray(drawn.convert("RGB").tobytes()), dtype=torch.uint8).view(20, 30, 3) / 255
     torch.testing.assert_close(pixels.permute(2, 0, 1), picture, rtol=0, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_without_colour_is_written_as_one_channel_and_one_with_as_three(channels):
+    grey = (torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    with Image.open(io.BytesIO(png(grey.expand(channels, -1, -1)))) as written:
+        assert written.mode == "L"
+        assert torch.equal(torch.from_numpy(np.array(written)), (grey[0] * 255).round().to(torch.uint8))
+    coloured = grey.repeat(3, 1, 1)
+    coloured[1, 7, 11] = 1 - coloured[1, 7, 11]
+    with Image.open(io.BytesIO(png(coloured))) as written:
+        assert torch.equal(torch.from_numpy(np.array(written)).permute(2, 0, 1), (coloured * 255).round().to(torch.uint8))

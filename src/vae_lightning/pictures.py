@@ -89,8 +89,13 @@ def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 
 
 def png(picture: Tensor) -> bytes:
-    """Return a picture ``[3, H, W]`` in [0, 1], or ``[1, H, W]`` for a grey one, as a PNG file's content."""
+    """Return a picture ``[3, H, W]`` in [0, 1], or ``[1, H, W]`` for a grey one, as a PNG file's content.
+
+    Where no pixel has a colour the file holds one channel: it is compressed and written sooner.
+    """
     pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    if (pixels == pixels[:1]).all():
+        pixels = pixels[:1]
     written = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(written, "png")
     return written.getvalue()
