@@ -374,7 +374,7 @@ def test_encode_reads_ones_own_pictures_in_the_order_of_their_names(trained, own
             r"b\.png is 32 × 20 of mode L, .*resize\(\(28, 28\)\)",
         ),
         (lambda folder: Image.new("RGB", (28, 28)).save(folder / "b.png"), r"b\.png is 28 × 28 of mode RGB, .*convert\('L'\)"),
-        (lambda folder: (folder / "notes.txt").write_text("x"), r"notes\.txt is no picture: take it out"),
+        (lambda folder: (folder / "notes.txt").write_text("x"), r"notes\.txt is no picture, or damaged: take it out"),
         (lambda folder: [file.unlink() for file in folder.iterdir()], "holds no pictures"),
         (lambda folder: shutil.rmtree(folder), "images=.*: .*my digits is no folder"),
     ],

@@ -110,8 +110,7 @@ MISTAKES = {
     "callbacks.last._target_=[a]": "callbacks.last._target_=['a']: not one of the allowed targets",
     "--experimental-rerun=config.pickle": "--experimental-rerun would run code from a file",
     "--exp=config.pickle": "--experimental-rerun would run code from a file",
-    "+hydra.callbacks.x._target_=os.system": "+hydra.callbacks.x._target_=os.system: not offered",
-    "+hydra.job_logging.handlers.x.class=evil.C": "+hydra.job_logging.handlers.x.class=evil.C: not offered",
+    "+hydra.callbacks.x._target_=os.system": "hydra.callbacks={'x': {'_target_': 'os.system'}}: not offered",
 }
 
 

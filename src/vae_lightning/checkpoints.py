@@ -200,7 +200,9 @@ def load_data_settings(path: str | Path) -> dict[str, Any]:
     file = find_checkpoint(path)
     checkpoint = read(file)
     with _refusing_foreign_files(file):
-        return dict(checkpoint[MNISTDataModule.CHECKPOINT_HYPER_PARAMS_KEY])
+        settings = dict(checkpoint[MNISTDataModule.CHECKPOINT_HYPER_PARAMS_KEY])
+    settings.pop("dir", None)  # never ours: a file may not say where another machine's data lies or is put
+    return settings
 
 
 def load(path: str | Path) -> VAE:

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl  # the one gate that all compositions go through
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser  # the one way to read the command line as Hydra does
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,6 +32,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from vae_lightning import durable, interruption, sweeps
 
@@ -59,6 +63,14 @@ TARGETS = frozenset(
     }
 )
 """Everything that a configuration may name as ``_target_``, by full name: a prefix would let foreign code in."""
+
+HYDRA_TARGETS = frozenset(
+    {
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    }
+)
+"""The same for Hydra's own settings."""
 
 
 # What the best checkpoint is chosen by: each run by the bound that it is trained on, unweighted.
@@ -114,9 +126,10 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     typed = _typed()
     if typed.experimental_rerun:
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
+    if typed.config_path or typed.config_name:
+        raise ConfigurationError("--config-path, --config-name: not offered; --config-dir adds a folder of configurations")
+    hydra._internal.hydra.ConfigLoaderImpl = _GuardedLoader  # type: ignore[attr-defined]
     for override in typed.overrides:
-        if override.lstrip("+~").startswith(("hydra.callbacks", "hydra/callbacks", "hydra.job_logging", "hydra.hydra_logging")):
-            raise ConfigurationError(f"{override}: not offered, since it would let a configuration run foreign code")
         group = override.removeprefix("~").partition("=")[0]
         if (CONFIGS / group).is_dir() and (override.startswith("~") or override.endswith("=null")):
             options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
@@ -280,11 +293,68 @@ def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
     """
     known = _known_keys(name, overrides)
     added = {key.rpartition(".")[0] for key, _ in _nodes(config) if re.fullmatch(r"(callbacks|logger)\.\w+\._target_", key)}
-    for key, value in _nodes(config):
+    for key, _ in _nodes(config):
         if not _is_known(key, known, added):
             raise ConfigurationError(_unknown(key, known))
-        if key.endswith("._target_") and not (isinstance(value, str) and value in TARGETS):
-            raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
+    for resolve in (False, True) if HydraConfig.initialized() else (False,):  # ${hydra:…} has no value outside of a run
+        for key, value in _values(OmegaConf.to_container(config, resolve=resolve)):
+            if key.endswith("_target_") and not (isinstance(value, str) and value in TARGETS):
+                raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
+            _refuse_address(key, value)
+
+
+def _refuse_address(key: str, value: Any) -> None:
+    """Refuse what Lightning would fetch or write over the network; nothing here is asked for by an address."""
+    if isinstance(value, str) and "://" in value:
+        raise ConfigurationError(f"{key}={value}: an address, where a path of this machine is asked for")
+
+
+class _GuardedLoader(ConfigLoaderImpl):
+    """Composes as Hydra does, and refuses the settings by which Hydra itself would run foreign code, before it acts on them.
+
+    Runs, jobs of a sweep and flags such as ``--info`` all compose by it. What it refuses may come from a ``--config-dir``.
+    """
+
+    def load_configuration(self, config_name: str | None, overrides: list[str], *arguments: Any, **settings: Any) -> DictConfig:
+        """Compose.
+
+        Raises:
+            ConfigurationError: the composition holds such a setting.
+        """
+        for override in overrides:
+            if "searchpath" in override.partition("=")[0]:  # pkg://… is imported while composing
+                raise ConfigurationError(f"{override}: not offered; --config-dir adds a folder of configurations")
+        config = super().load_configuration(config_name, overrides, *arguments, **settings)
+        _check_hydra(OmegaConf.to_container(config, resolve=False)["hydra"])  # type: ignore[call-overload, index]
+        return config
+
+
+def _check_hydra(settings: Any) -> None:
+    """Check Hydra's own settings as they are composed, interpolations unresolved.
+
+    Raises:
+        ConfigurationError: naming the key by which a configuration could run foreign code.
+    """
+    ours = {
+        "hydra.callbacks": {},
+        "hydra.env": {},
+        "hydra.searchpath": [],
+        "hydra.output_subdir": None,  # overwrites three files wherever it says
+        "hydra.hydra_logging": {"version": 1, "root": None, "disable_existing_loggers": False},
+        "hydra.job_logging": OmegaConf.to_container(OmegaConf.load(CONFIGS / "hydra" / "job_logging" / "terminal.yaml")),
+        "hydra.job.env_set": {},  # PYTHONPATH among them
+        "hydra.job.env_copy": [],
+    }
+    for key, value in _values({"hydra": settings}):
+        unknown = isinstance(value, str) and "${" in value and re.match(r"hydra(\.job)?$|hydra\.(launcher|sweeper)\b", key)
+        if unknown or ours.get(key, value) != value:
+            raise ConfigurationError(
+                f"{key}={value}: not offered; a configuration could run foreign code or overwrite files by it"
+            )
+        if key.endswith("_target_") and str(value) not in HYDRA_TARGETS:
+            raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.HYDRA_TARGETS")
+        if key.startswith(("hydra.run.", "hydra.sweep.")):
+            _refuse_address(key, value)
 
 
 def _is_known(key: str, known: Set[str], added: Set[str]) -> bool:
@@ -315,8 +385,10 @@ def _hydra(typed: Any) -> Iterator[None]:
     """Initialise Hydra outside a run, with the search path that was typed."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         if typed.config_dir:
-            source = GlobalHydra.instance().config_loader().get_search_path()
-            source.prepend(provider="command-line", path=f"file://{os.path.abspath(typed.config_dir)}")
+            loader: Any = GlobalHydra.instance().config_loader()
+            path, last = loader.get_search_path(), SearchPathQuery(provider="schema")
+            path.prepend(provider="command-line", path=f"file://{os.path.abspath(typed.config_dir)}", anchor=last)
+            loader.repository.initialize_sources(path)
         yield
 
 
@@ -336,6 +408,14 @@ def _nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in items:
         yield f"{prefix}{key}", value
         yield from _nodes(value, f"{prefix}{key}.")
+
+
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each key of plain containers in dots, those in lists included, with what it holds."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield f"{prefix}{key}", value
+        yield from _values(value, f"{prefix}{key}.")
 
 
 def _known_keys(name: str, overrides: Sequence[str]) -> frozenset[str]:
@@ -367,7 +447,9 @@ def _unknown(key: str, known: Set[str]) -> str:
 
 def _is_told(error: Exception) -> bool:
     """Say whether an error is told in a line or two; any other one is a fault of the project, and keeps its traceback."""
-    if isinstance(error, ConfigurationError | HydraException | OmegaConfBaseException | FloatingPointError | OSError):
+    if isinstance(
+        error, ConfigurationError | HydraException | OmegaConfBaseException | YAMLError | FloatingPointError | OSError
+    ):
         return True
     return _is_of_memory(error)
 
@@ -396,6 +478,8 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"{error.override}: not understood; a value with signs that mean something to Hydra is quoted: '{key}=\"{value}\"'"
         )
+    if isinstance(error, YAMLError):
+        return " ".join(str(error).split())
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is missing: write {error.full_key}=…"
     if first_line.startswith("Ambiguous value"):

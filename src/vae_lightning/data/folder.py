@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 SIDE = 28
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read. Pillow knows more, and runs Ghostscript, so the file's own program, on EPS."""
 
 
 def read_folder(folder: str | Path) -> tuple[Tensor, list[str]]:
@@ -31,13 +33,14 @@ def read_folder(folder: str | Path) -> tuple[Tensor, list[str]]:
 
 def _read(file: Path) -> Tensor:
     try:
-        with Image.open(file) as picture:
-            if picture.size != (SIDE, SIDE) or picture.mode not in ("L", "1"):
-                width, height = picture.size
-                raise ValueError(
-                    f"{file} is {width} × {height} of mode {picture.mode}, and 28 × 28 grey pixels (mode L) are asked for. "
-                    "In Python: PIL.Image.open(file).convert('L').resize((28, 28)).save(file)"
-                )
-            return torch.from_numpy(np.array(picture.convert("L"))).unsqueeze(0)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} is no picture: take it out of the folder") from error
+        with Image.open(file, formats=FORMATS) as picture:
+            width, height = picture.size
+            mode = picture.mode
+            if (width, height) == (SIDE, SIDE) and mode in ("L", "1"):  # before any pixel is decoded
+                return torch.from_numpy(np.array(picture.convert("L"))).unsqueeze(0)
+    except Exception as error:  # what a foreign file can make Pillow raise has no end
+        raise ValueError(f"{file} is no picture, or damaged: take it out of the folder") from error
+    raise ValueError(
+        f"{file} is {width} × {height} of mode {mode}, and 28 × 28 grey pixels (mode L) are asked for. "
+        "In Python: PIL.Image.open(file).convert('L').resize((28, 28)).save(file)"
+    )

@@ -1,0 +1,482 @@
+"""Nothing in a file is executed: checkpoints, configurations and pictures that try to, and the source that could let them."""
+
+import ast
+import contextlib
+import os
+import re
+import socket
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import EpsImagePlugin, Image
+
+import vae_lightning
+from conftest import run, typed
+from hostile import CANARY, Runs, write_checkpoints, write_module, write_plain_checkpoints, write_runs
+from vae_lightning import configuration
+from vae_lightning.checkpoints import load_data_settings
+from vae_lightning.configuration import CONFIGS, ConfigurationError, check
+from vae_lightning.data import read_folder
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """The file that hostile ones would create; ``evil`` can be imported, and creates it."""
+    write_module(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / CANARY
+    sys.modules.pop("evil", None)
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def good(trained):
+    return torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def hostile_checkpoints(good, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    return write_checkpoints(folder, good), folder / CANARY
+
+
+CHECKPOINTS = [
+    "os_system_in_hyper_parameters",
+    "exec_in_state_dict",
+    "eval_in_epoch",
+    "hub_load",
+    "check_output",
+    "callbacks_state",
+    "optimizer_states",
+    "object_array",
+    "partial",
+    "hparams_type",
+    "datamodule_class",
+    "version",
+    "legacy_format",
+    "bare_pickle_0",
+    "bare_pickle_4",
+    "torchscript",
+    "renamed_member",
+    "tar",
+]
+
+
+def test_the_list_of_hostile_checkpoints_is_whole(hostile_checkpoints):
+    assert list(hostile_checkpoints[0]) == CHECKPOINTS
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_hostile_checkpoint_would_run_code_and_does_not(hostile_checkpoints, name):
+    files, canary = hostile_checkpoints
+    for function in (vae_lightning.load, load_data_settings):
+        with pytest.raises(
+            ConfigurationError, match=rf"^checkpoint={files[name]}: not a checkpoint of this project, or damaged$"
+        ):
+            function(files[name])
+        assert not canary.exists()
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            torch.load(files[name], weights_only=False)  # shows that the canary sings
+        except Exception as error:  # after the deed
+            print(repr(error))
+    assert canary.exists()
+    canary.unlink()
+
+
+def test_lightning_reads_a_checkpoint_for_a_test_without_running_it(hostile_checkpoints, good, subset, tmp_path):
+    from lightning import Trainer
+
+    files, canary = hostile_checkpoints
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", **silent)
+    module = vae_lightning.VAEModule(**good["hyper_parameters"])
+    for name in ("callbacks_state", "optimizer_states", "legacy_format"):
+        with pytest.raises(Exception, match="Weights only load failed"):
+            trainer.test(module, subset, ckpt_path=files[name], weights_only=True, verbose=False)
+        assert not canary.exists()
+
+
+def test_checkpoints_that_name_code_or_ask_for_too_much_run_nothing(good, tmp_path, canary):
+    for name, file in write_plain_checkpoints(tmp_path, good).items():
+        for function in (vae_lightning.load, load_data_settings):
+            with contextlib.suppress(ConfigurationError):  # what is asked for in vain, some of them are fit for use
+                function(file)
+        assert not canary.exists(), name
+    assert "evil" not in sys.modules
+
+
+def test_a_checkpoint_can_not_say_where_the_data_lies(good, tmp_path):
+    file = tmp_path / "model.ckpt"
+    torch.save({**good, "datamodule_hyper_parameters": {**good["datamodule_hyper_parameters"], "dir": "/elsewhere"}}, file)
+    assert "dir" not in load_data_settings(file)
+
+
+# -- configurations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, canary):
+    """Hostile run directories, with Hydra as it is when it calls a command."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        settings = hydra.compose("train", return_hydra_config=True)
+        settings.hydra.runtime.output_dir = "."
+        HydraConfig.instance().set_config(settings)
+        known = configuration._known_keys("train", [])
+        monkeypatch.setattr(configuration, "_known_keys", lambda *_: known)
+        yield write_runs(tmp_path)
+        HydraConfig.instance().cfg = None
+
+
+def test_hostile_run_directories_are_refused(runs, canary):
+    for name, directory in runs.items():
+        with pytest.raises((ConfigurationError, OmegaConfBaseException, yaml.YAMLError)) as error:
+            check("train", OmegaConf.load(directory / ".hydra" / "config.yaml"), [])
+        assert not canary.exists(), name
+        assert isinstance(error.value, yaml.YAMLError if name.startswith("yaml") else ConfigurationError), name
+    assert "evil" not in sys.modules
+
+
+def test_the_run_directories_would_run_code(runs, canary):
+    for name in ("hub_load", "collect_env", "partial", "created", "yaml_apply", "yaml_module"):
+        file = runs[name] / ".hydra" / "config.yaml"
+        if name.startswith("yaml"):
+            yaml.unsafe_load(file.read_text())
+        else:
+            hydra.utils.instantiate(OmegaConf.load(file).callbacks.mine)
+        assert canary.exists(), name
+        canary.unlink()
+        sys.modules.pop("evil", None)
+
+
+HUB = "{_target_: torch.hub.load, repo_or_dir: hub, model: model, source: local, trust_repo: true}"
+BASIC = "hydra._internal.core_plugins.basic"
+LOGGING = "{version: 1, root: {level: INFO}, filters: {x: {(): evil.C}}}"
+
+
+def through(group):
+    """An experiment that chooses an option ``x`` of one of Hydra's own groups."""
+    return f"defaults: [{{override /hydra/{group}: x}}]"
+
+
+# What a folder from elsewhere may hold, and whether Hydra alone would run it. Hydra's own settings are tried with the smallest
+# command, and the parts of a run with the one that builds them.
+SETTINGS = {
+    "callback": ({"experiment/x": f"hydra: {{callbacks: {{x: {HUB}}}}}"}, True),
+    "callback group": (
+        {"experiment/x": through("callbacks"), "hydra/callbacks/x": f"# @package hydra.callbacks\ny: {HUB}"},
+        True,
+    ),
+    "job logging": ({"experiment/x": f"hydra: {{job_logging: {LOGGING}}}"}, True),
+    "job logging's stream": ({"experiment/x": "hydra: {job_logging: {handlers: {terminal: {stream: 'ext://evil.x'}}}}"}, True),
+    "hydra logging": ({"experiment/x": f"hydra: {{hydra_logging: {LOGGING}}}"}, True),
+    "environment": ({"experiment/x": "hydra: {job: {env_set: {PYTHONPATH: .}}}"}, False),
+    "environment, interpolated": ({"experiment/x": "hydra: {job: {env_set: '${oc.create:{PYTHONPATH:x}}'}}"}, False),
+    "output": ({"experiment/x": "hydra: {output_subdir: ../mine}"}, False),
+    "search path": ({"experiment/x": "hydra: {searchpath: ['pkg://evil']}"}, False),
+    "launcher": (
+        {
+            "experiment/x": through("launcher"),
+            "hydra/launcher/x": f"# @package hydra.launcher\n_target_: {BASIC}_launcher.BasicLauncher\nx: [{HUB}]",
+        },
+        True,
+    ),
+    "sweeper": (
+        {
+            "experiment/x": through("sweeper"),
+            "hydra/sweeper/x": f"# @package hydra.sweeper\n_target_: {BASIC}_sweeper.BasicSweeper\n"
+            f"max_batch_size: 1\nparams: {{x: {HUB}}}",
+        },
+        True,
+    ),
+    "sweeper, interpolated": (
+        {
+            "experiment/x": f"{through('sweeper')}\nevil: {HUB}",
+            "hydra/sweeper/x": f"# @package hydra.sweeper\n_target_: {BASIC}_sweeper.BasicSweeper\n"
+            "max_batch_size: 1\nparams: ${evil}",
+        },
+        True,
+    ),
+}
+PARTS = {
+    "tag": {"experiment/x": "seed: !!python/object/apply:os.system ['touch executed']"},
+    "target": {"experiment/x": f"callbacks: {{mine: {HUB}}}"},
+    "target in a list": {"experiment/x": f"model: {{hidden_dims: [{HUB}]}}"},
+    "target of an option": {"experiment/x": f"model: {{optimizer_options: {{eps: {HUB}}}}}"},
+    "target by interpolation": {"experiment/x": "callbacks: {last: {_target_: '${oc.env:NO_SUCH,evil}.C'}}"},
+    "setting in one job of a sweep": {"experiment/x": f"hydra: {{job_logging: {LOGGING}}}"},
+}
+
+
+def write_folder(folder, files):
+    for name, content in files.items():
+        path = folder / "mine" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        package = "" if name.startswith("hydra") else "# @package _global_\n"
+        path.write_text(package + content + "\n")
+
+
+def use_folder(directory, files, command, *arguments, patch):
+    """Use a folder of configurations with a command that fails for another reason at the latest, and return what it says."""
+    write_folder(directory, files)
+    with pytest.raises((SystemExit, Exception)) as error:
+        typed(command, "--config-dir", "mine", *arguments, directory=directory, patch=patch)
+    return str(getattr(error.value, "code", error.value))
+
+
+def sweeping(name):
+    return ["--multirun", "seed=1,2"] if name.startswith(("launcher", "sweeper")) else ["seed=1"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_hydras_settings_in_a_folder_from_elsewhere_run_nothing(tmp_path, monkeypatch, canary, name):
+    arguments = ["+experiment=x", "checkpoint=nosuch", *sweeping(name)]
+    message = use_folder(tmp_path, SETTINGS[name][0], "sample", *arguments, patch=monkeypatch)
+    assert message.startswith(("error: hydra.", "error: In 'experiment/x': Overriding hydra.searchpath is only supported"))
+    assert len(message.splitlines()) == 1
+    assert not canary.exists()
+    assert "evil" not in sys.modules
+    assert [path.name for path in tmp_path.iterdir() if path.name == "outputs"] == []
+
+
+@pytest.mark.parametrize("name", [name for name, (_, runs) in SETTINGS.items() if runs])
+def test_hydra_alone_would_run_them(tmp_path, monkeypatch, canary, name):
+    monkeypatch.setattr(configuration, "_check_hydra", lambda settings: None)
+    monkeypatch.setattr(configuration, "check", lambda *_: None)
+    use_folder(tmp_path, SETTINGS[name][0], "sample", "+experiment=x", "checkpoint=nosuch", *sweeping(name), patch=monkeypatch)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_parts_of_a_run_in_a_folder_from_elsewhere_run_nothing(tmp_path, monkeypatch, canary, name):
+    arguments = ["--multirun", "experiment=pytorch_example,x"] if name.endswith("sweep") else ["experiment=x"]
+    message = use_folder(tmp_path, PARTS[name], "train", *arguments, patch=monkeypatch)
+    assert re.match("error: (.*: not one of the allowed targets|.*: not offered|could not determine a constructor)", message)
+    assert len(message.splitlines()) == 1
+    assert not canary.exists()
+    assert "evil" not in sys.modules
+    assert not (tmp_path / "outputs").exists()
+
+
+COMMAND_LINES = {  # what is typed with the smallest command, and what is said
+    "+hydra.callbacks.x._target_=evil.C": "hydra.callbacks={'x': {'_target_': 'evil.C'}}: not offered",
+    "+hydra.job_logging.handlers.x.class=evil.C": "hydra.job_logging=",
+    "hydra/job_logging=default": "hydra.job_logging=",
+    "+hydra.job.env_set.PYTHONPATH=.": "hydra.job.env_set={'PYTHONPATH': '.'}: not offered",
+    "hydra.job.env_copy=[HOME]": "hydra.job.env_set={'HOME': ",
+    "hydra.searchpath=[pkg://evil]": "hydra.searchpath=[pkg://evil]: not offered; --config-dir adds",
+    "++hydra.searchpath=[pkg://evil]": "++hydra.searchpath=[pkg://evil]: not offered",
+    "hydra.output_subdir=../x": "hydra.output_subdir=../x: not offered",
+    "hydra.launcher._target_=evil.C": "hydra.launcher._target_=evil.C: not one of the allowed targets",
+    "--multirun seed=1,2 hydra.sweeper._target_=evil.C": "hydra.sweeper._target_=evil.C: not one of the allowed targets",
+    "--multirun seed=1,2 +hydra.launcher.x._target_=evil.C": "hydra.launcher.x._target_=evil.C: not one of the allowed targets",
+    "checkpoint=file:///x.ckpt": "checkpoint=file:///x.ckpt: an address",
+    "hydra.run.dir=s3://bucket/x": "hydra.run.dir=s3://bucket/x: an address",
+    "--config-path /elsewhere": "--config-path, --config-name: not offered; --config-dir adds a folder",
+    "-cn evil": "--config-path, --config-name: not offered",
+    "--info searchpath hydra.searchpath=[pkg://evil]": "hydra.searchpath=[pkg://evil]: not offered",
+    "--cfg hydra +hydra.callbacks.x._target_=evil.C": "hydra.callbacks=",
+    "+mine={_target_:evil.C}": "unknown key mine",
+    "data.dir=file:///digits": "unknown key data",
+}
+OF_TRAINING = {  # the same for the command that builds parts
+    "model.optimizer_options={eps:{_target_:evil.C}}": "model.optimizer_options.eps._target_=evil.C: not one of",
+    "model.hidden_dims=[{_target_:evil.C}]": "model.hidden_dims.0._target_=evil.C: not one of the allowed targets",
+    "+callbacks.mine={_target_:os.system,_args_:[x],_partial_:true}": "callbacks.mine._target_=os.system: not one of the",
+    "+callbacks.mine={_target_:torch.utils.collect_env.run}": "callbacks.mine._target_=torch.utils.collect_env.run: not one of",
+    "callbacks.last.dirpath=s3://bucket/x": "callbacks.last.dirpath=s3://bucket/x: an address, where a path of this machine",
+    "logger.tensorboard.save_dir=gs://bucket": "logger.tensorboard.save_dir=gs://bucket: an address",
+    "data.dir=file:///digits": "data.dir=file:///digits: an address",
+    "data.dir=${oc.env:NO_SUCH,s3}:${oc.env:NO_SUCH,//}x": "data.dir=s3://x: an address",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "message"),
+    [("sample", *each) for each in COMMAND_LINES.items()] + [("train", *each) for each in OF_TRAINING.items()],
+    ids=[*COMMAND_LINES, *(f"train {line}" for line in OF_TRAINING)],
+)
+def test_no_command_line_makes_a_configuration_run_code(tmp_path, monkeypatch, canary, command, line, message):
+    with pytest.raises(SystemExit) as exit_:
+        typed(command, *line.split(), directory=tmp_path, patch=monkeypatch)
+    assert str(exit_.value.code).startswith(f"error: {message}")
+    assert len(str(exit_.value.code).splitlines()) == 1
+    assert not canary.exists()
+    assert "evil" not in sys.modules
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "encode", "visualize", "explore", "export"])
+def test_an_address_is_no_checkpoint_and_nobody_is_asked(tmp_path, monkeypatch, command):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.ckpt"
+        with pytest.raises(
+            SystemExit, match=rf"^error: checkpoint={address}: an address, where a path of this machine is asked"
+        ):
+            typed(command, f"checkpoint={address}", directory=tmp_path, patch=monkeypatch)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_is_no_folder_of_pictures(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^error: images=ftp://x/y: an address, where a path of this machine is asked for$"):
+        typed("encode", "checkpoint=x", "images=ftp://x/y", directory=tmp_path, patch=monkeypatch)
+    with pytest.raises(FileNotFoundError, match="neither a file nor a run directory"):
+        vae_lightning.load("http://127.0.0.1/x.ckpt")
+
+
+def test_an_address_is_refused_before_torch_is_imported(tmp_path):
+    finished = run("sample", "checkpoint=https://x/y", cwd=tmp_path, environment={"PYTHONPROFILEIMPORTTIME": "1"})
+    imported = {line.rsplit("|", 1)[1].strip() for line in finished.stderr.splitlines() if line.startswith("import time:")}
+    assert finished.returncode == 1
+    assert "error: checkpoint=https://x/y: an address" in finished.stderr
+    assert "torch" not in imported
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def png(width, height):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(900))) + chunk(b"IEND", b"")
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 28 28
+%ImageData: 28 28 8 1 0 1 1 "image"
+%%EndComments
+(executed) (w) file closefile
+%%EOF
+"""
+PICTURES = {
+    "bomb.png": (png(60_000, 60_000), "is no picture, or damaged"),
+    "large.png": (png(4_000, 4_000), "is 4000 × 4000 of mode L"),
+    "nothing.png": (png(0, 28), "is no picture, or damaged"),
+    "cut.png": (png(28, 28)[:-30], "is no picture, or damaged"),
+    "program.eps": (EPS, "is no picture, or damaged"),
+    "program.png": (EPS, "is no picture, or damaged"),
+    "objects.npy": (None, "is no picture, or damaged"),
+    "objects.png": (None, "is no picture, or damaged"),
+    "table.csv": (b"=cmd|' /C calc'!A0,1\n", "is no picture, or damaged"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_hostile_picture_is_named_and_not_run(tmp_path, canary, monkeypatch, name):
+    content, message = PICTURES[name]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    if content is None:
+        with (folder / name).open("wb") as file:
+            np.save(file, np.array([Runs(os.system, f"touch {canary}")], dtype=object), allow_pickle=True)
+    else:
+        (folder / name).write_bytes(content)
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {canary}\n")  # what Pillow would run on EPS
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        read_folder(folder)
+    assert not canary.exists()
+    if name == "program.eps":  # and would be
+        with contextlib.suppress(OSError), Image.open(folder / name) as picture:
+            picture.load()
+        assert canary.exists()
+    if name.startswith("objects"):
+        np.load(folder / name, allow_pickle=True)
+        assert canary.exists()
+
+
+# -- the source -------------------------------------------------------------------------------------------------------
+
+MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch.hub", "torch.jit"}
+CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+NEEDS = {  # by the last part of a call's name: the argument that it must bring
+    "load_from_checkpoint": ("weights_only", True),
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
+NEVER = {"weights_only": True, "allow_pickle": False, "shell": False, "trust_repo": False}
+
+
+def faults(source):
+    """Yield what in a source could run code from a file: the line and the name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            modules += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            yield from (f"{node.lineno}: {module}" for module in modules if module in MODULES)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in MODULES | CALLS:
+            yield f"{node.lineno}: {ast.unparse(node)}"
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+        if name in CALLS:
+            yield f"{node.lineno}: {name}"
+        for argument, value in given.items():
+            if argument in NEVER and value is not NEVER[argument]:
+                yield f"{node.lineno}: {name}({argument}={value})"
+        needs = [need for call, need in NEEDS.items() if name == call or name.endswith(f".{call}")]
+        if "ckpt_path" in given:
+            needs.append(("weights_only", True))
+        for argument, value in needs:
+            if given.get(argument) is not value:
+                yield f"{node.lineno}: {name} without {argument}={value}"
+
+
+PACKAGE = Path(vae_lightning.__file__).parent
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_the_source_reads_nothing_that_could_run(file):
+    assert not list(faults(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "from torch import hub",
+        "torch.load(file)",
+        "torch.load(file, weights_only=False)",
+        "torch.load(file, weights_only=None)",
+        "VAEModule.load_from_checkpoint(file)",
+        "trainer.fit(module, data, ckpt_path=file)",
+        "trainer.test(module, ckpt_path=file, weights_only=wanted)",
+        "np.load(file)",
+        "np.load(file, allow_pickle=True)",
+        "np.savez(file, allow_pickle=True, x=x)",
+        "yaml.load(file, Loader=yaml.Loader)",
+        "yaml.unsafe_load(file)",
+        "eval(text)",
+        "exec(text)",
+        "os.system(text)",
+        "subprocess.run(text, shell=True)",
+        "torch.hub.load(repo, name)",
+        "torch.jit.load(file)",
+    ],
+)
+def test_the_reading_of_the_source_sees(source):
+    assert list(faults(source))
