@@ -145,6 +145,7 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     def checked(config: DictConfig) -> None:
         try:
             check(name, config, list(HydraConfig.get().overrides.task))
+            _check_references(config)
             if config.get("sweep") is not None:
                 raise ConfigurationError(
                     f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by"
@@ -207,6 +208,7 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
         log.info("job %d: %s", settings.job.num, " ".join(job.overrides))
         try:
             check(name, config, job.overrides)
+            _check_references(config)
             begun = earlier.get(sweeps.resolve(config, settings))
             if begun and sweeps.is_finished(begun):
                 job.problem, job.directory = "", begun
@@ -355,6 +357,19 @@ def _check_hydra(settings: Any) -> None:
             raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.HYDRA_TARGETS")
         if key.startswith(("hydra.run.", "hydra.sweep.")):
             _refuse_address(key, value)
+
+
+def _check_references(config: DictConfig) -> None:
+    """Refuse a value that refers to what isn't there; within a run, where ``${hydra:…}`` has its values.
+
+    Raises:
+        ConfigurationError: naming the key.
+    """
+    for key, value in _nodes(config):
+        try:
+            OmegaConf.select(config, key)
+        except OmegaConfBaseException as error:
+            raise ConfigurationError(f"{key}={value}: {str(error).splitlines()[0]}") from error
 
 
 def _is_known(key: str, known: Set[str], added: Set[str]) -> bool:

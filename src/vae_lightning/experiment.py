@@ -3,11 +3,12 @@
 import contextlib
 import difflib
 import logging
+import math
 import os
 import shutil
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from vae_lightning import interruption
 from vae_lightning.callbacks.progress import Throughput
@@ -35,12 +36,30 @@ from vae_lightning.configuration import (
 )
 from vae_lightning.data import CLASSES, Batches, MNISTDataModule, Seed
 from vae_lightning.likelihoods import kind_of_number
-from vae_lightning.module import VAEModule
+from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.resuming import has_begun, lock_directory, store_configuration
 
 log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 _NOTHING = contextlib.nullcontext()
+
+_Epochs = Annotated[int, Field(ge=-1)]
+_Batches = NonNegativeInt | Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TRAINER_KINDS: dict[str, Any] = {
+    "max_epochs": _Epochs,  # with null Lightning would take 1,000
+    "max_steps": _Epochs,
+    "limit_train_batches": _Batches,
+    "limit_val_batches": _Batches,
+    "limit_test_batches": _Batches,
+    "fast_dev_run": bool | NonNegativeInt,
+    "log_every_n_steps": NonNegativeInt,
+    "check_val_every_n_epoch": PositiveInt,
+    "val_check_interval": PositiveInt | Annotated[float, Field(gt=0, le=1)],
+    "accumulate_grad_batches": PositiveInt,
+    "gradient_clip_val": Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    "num_sanity_val_steps": _Epochs,
+}
+"""What Lightning's trainer takes unchecked by its own type hints, and then divides by, clips with or counts down."""
 
 
 @dataclass
@@ -66,9 +85,12 @@ def build(config: DictConfig) -> Experiment:
     """
     quieten_lightning()
     seed = require("seed", config.seed, Seed)
+    with torch.device("meta"):  # the model's shapes alone
+        sketch = build_part("model", VAEModule, config.model, seed=seed)
+    data = build_part("data", MNISTDataModule, config.data, seed=seed)
+    refuse_too_large(sketch, data)
     lightning.seed_everything(seed, verbose=False)
     module = build_part("model", VAEModule, config.model, seed=seed)
-    data = build_part("data", MNISTDataModule, config.data, seed=seed)
     refuse_meaningless_pairs(module, data)
     throughput = Throughput()
     trainer = build_trainer(config, module, data, throughput, Path())  # for nothing: what it refuses leaves no directory behind
@@ -77,6 +99,7 @@ def build(config: DictConfig) -> Experiment:
         raise ConfigurationError(
             f"model.schedule={config.model.schedule}: asks for an end, trainer.max_epochs or trainer.max_steps"
         )
+    refuse_empty_limits(config.trainer, data)
     data.prepare_data()
     data.setup()
     if config.resume is not None:
@@ -187,6 +210,44 @@ def refuse_meaningless_pairs(module: VAEModule, data: MNISTDataModule) -> None:
         raise ConfigurationError("model.num_classes: the Larochelle split has no labels, so model.num_classes=0")
 
 
+def refuse_too_large(module: VAEModule, data: MNISTDataModule) -> None:
+    """Check that a model's weights, with their gradients, and what a step must hold fit into memory.
+
+    A process that asks for more may be ended by the system, without a word.
+
+    Raises:
+        ConfigurationError: they don't.
+    """
+    weights = sum(weight.numel() for weight in module.parameters())
+    pixels, hidden = math.prod(IMAGE_SHAPE), sum(module.hparams["hidden_dims"])
+    trained = min(data.batch_size, len(data.train_indices)) * module.num_samples * (2 * module.latent_dim + hidden + pixels)
+    tested = min(data.eval_batch_size, len(data.test_indices)) * 5 * module.latent_dim  # loc, scale, noise, sample, KL
+    needed, there = 4 * (2 * weights + max(trained, tested)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        sizes = [f"model.{key}={module.hparams[key]}" for key in ("latent_dim", "hidden_dims", "channels", "num_samples")]
+        sizes += [f"data.{key}={data.hparams[key]}" for key in ("batch_size", "eval_batch_size")]
+        raise ConfigurationError(
+            f"{', '.join(sizes)}: at least {needed / 1e9:,.0f} GB of memory, where there are {there / 1e9:,.0f}"
+        )
+
+
+def refuse_empty_limits(config: DictConfig, data: MNISTDataModule) -> None:
+    """Check that what is asked for of each split is a batch at least; Lightning would see it after the training.
+
+    Raises:
+        ConfigurationError: it is less.
+    """
+    validation = data.test_indices if data.validate_on_test else data.val_indices
+    for split, indices, size in (
+        ("train", data.train_indices, data.batch_size),
+        ("val", validation, data.eval_batch_size),
+        ("test", data.test_indices, data.eval_batch_size),
+    ):
+        limit, batches = config.get(f"limit_{split}_batches"), math.ceil(len(indices) / size)
+        if isinstance(limit, float) and limit > 0 and batches and int(limit * batches) < 1:
+            raise ConfigurationError(f"trainer.limit_{split}_batches={limit}: less than one of the {batches} batches there are")
+
+
 def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any], module: VAEModule) -> MNISTDataModule:
     """Build the data module by a checkpoint's protocol and read the data; keys of ``config`` that aren't null override it.
 
@@ -262,10 +323,9 @@ def build_trainer(
     Raises:
         ConfigurationError: a part refuses its values.
     """
-    for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them, unchecked
-        require(f"trainer.{key}", config.trainer.get(key, 1), PositiveInt)
-    part = Annotated[float, Field(gt=0, le=1)]
-    require("trainer.val_check_interval", config.trainer.get("val_check_interval", 1.0), PositiveInt | part)
+    for key, kind in TRAINER_KINDS.items():
+        if key in config.trainer:
+            require(f"trainer.{key}", config.trainer[key], kind)
     if not torch.cuda.is_available():
         # Lightning's import sets it to 1, by which torch looks for a driver's library at every step of an optimiser.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -326,11 +386,22 @@ def require(key: str, value: Any, kind: Any) -> Any:
     Raises:
         ConfigurationError: naming the key, its value and what would be right.
     """
+    if any(abs(number) >= 2**53 for number in _whole_numbers(value)):
+        raise ConfigurationError(f"{key}={value!s}: must be below 2^53, past which neither torch nor Lightning counts")
     try:
         return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
     except ValidationError as error:
         problems = dict.fromkeys(problem["msg"].replace("Input should", "must") for problem in error.errors())
         raise ConfigurationError(f"{key}={value!s}: {', or '.join(problems)}") from error
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Yield the whole numbers in a value, however deep."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(each)
+    elif isinstance(value, int):
+        yield value
 
 
 def quieten_lightning() -> None:

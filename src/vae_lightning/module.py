@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning import LightningModule
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
 from vae_lightning.data import Batch, Seed
@@ -23,6 +23,7 @@ IMAGE_SHAPE = (1, 28, 28)
 _DECODED_TOGETHER = 2_000  # images times samples that are decoded at once in validation
 
 FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FiniteNonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Means:
@@ -101,17 +102,17 @@ class VAEModule(LightningModule):
         num_classes: NonNegativeInt = 0,
         objective: Literal["sgvb_b", "sgvb_a", "iwae"] = "sgvb_b",
         num_samples: PositiveInt = 1,
-        kl_weight: NonNegativeFloat = 1.0,
+        kl_weight: FiniteNonNegative = 1.0,
         kl_schedule: Literal["constant", "linear", "cyclical"] = "constant",
         kl_schedule_steps: NonNegativeInt = 0,
-        free_bits: NonNegativeFloat = 0.0,
+        free_bits: FiniteNonNegative = 0.0,
         optimizer: OptimizerName = "adam",
         learning_rate: FinitePositive = 1e-3,
-        weight_decay: NonNegativeFloat = 0.0,
+        weight_decay: FiniteNonNegative = 0.0,
         optimizer_options: dict[str, Any] | None = None,
         schedule: ScheduleName = "constant",
         schedule_options: dict[str, Any] | None = None,
-        schedule_passes: Sequence[PositiveInt] = tuple(IWAE_PASSES),
+        schedule_passes: Annotated[Sequence[PositiveInt], Field(min_length=1)] = tuple(IWAE_PASSES),
         compile: bool = False,
         seed: Seed = 1,
     ) -> None:

@@ -2,10 +2,13 @@
 
 import bisect
 import itertools
+import math
+import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
@@ -48,13 +51,33 @@ def build_optimizer(
     """
     if doubled := {"lr", "weight_decay"} & set(options or {}):
         raise ValueError(f"optimizer_options={options}: {', '.join(sorted(doubled))} has a key of its own")
+    _check_options("optimizer_options", _OPTIMIZERS[name], options)
     settings: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if fused and name != "rmsprop":
         settings["fused"] = True
     try:
         return _OPTIMIZERS[name](parameters, **{**settings, **(options or {})})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"optimizer_options={options}: {error}") from error
+
+
+def _check_options(key: str, constructor: type, options: dict[str, Any] | None) -> None:
+    """Check options by the types that torch's class gives its arguments; torch itself takes any, and trains with it.
+
+    Raises:
+        ValueError: there is no such argument, or it is of another type.
+    """
+    hints = typing.get_type_hints(constructor.__init__)  # type: ignore[misc]
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    for name, value in (options or {}).items():
+        if name not in hints:
+            raise ValueError(f"{key}={options}: {constructor.__name__} has no {name}")
+        is_pair = typing.get_origin(hints[name]) is tuple and isinstance(value, list)  # as YAML has no tuples
+        try:
+            TypeAdapter(hints[name], config=strict).validate_python(tuple(value) if is_pair else value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].replace("Input should", "must")
+            raise ValueError(f"{key}={options}: {name} {problem}") from error
 
 
 def build_schedule(
@@ -80,12 +103,21 @@ def build_schedule(
     if options and name != "one_cycle":
         raise ValueError(f"schedule_options={options}: are those of schedule=one_cycle")
     if name == "one_cycle":
+        _check_options("schedule_options", OneCycleLR, options)
         momentum = "betas" in optimizer.defaults  # Adam's first; an optimiser without momentum isn't given one
         settings: dict[str, Any] = {"cycle_momentum": momentum, **(options or {})}
         try:
-            return OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps, **settings), "step"
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+            schedule = OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps, **settings)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"schedule_options={options} over {total_steps} steps: {error}") from error
+        for group in optimizer.param_groups:
+            ends = [group["initial_lr"], group["min_lr"]]
+            turns = [group[end] for end in ("base_momentum", "max_momentum") if end in group]
+            if not all(0 <= rate < math.inf for rate in ends) or not all(0 <= turn < 1 for turn in turns):
+                raise ValueError(
+                    f"schedule_options={options}: the rate goes from {ends[0]} to {ends[1]}, the momentum by {turns}"
+                )
+        return schedule, "step"
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=total_steps), "step"
     ends = list(itertools.accumulate(passes))[:-1]

@@ -3,16 +3,17 @@
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
+from pydantic import ConfigDict, Field, PositiveInt, validate_call
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from vae_lightning import gallery
+from vae_lightning.data import CLASSES
 from vae_lightning.logs import Dispensable
 from vae_lightning.pictures import png, reconstruction_grid, sample_grid
 from vae_lightning.vae import VAE
@@ -113,7 +114,7 @@ class PriorSamples(Picture):
     name = "prior_samples"
 
     @validate_call(config=ConfigDict(strict=True))
-    def __init__(self, every_n_epochs: PositiveInt | None = 1, count: PositiveInt = 64) -> None:
+    def __init__(self, every_n_epochs: PositiveInt | None = 1, count: Annotated[int, Field(gt=0, le=10_000)] = 64) -> None:
         """Take how often to draw, and how many images to show."""
         super().__init__(every_n_epochs)
         self.count = count
@@ -132,7 +133,7 @@ class LatentPicture(Picture):
         what: Literal["manifold", "traversals", "interpolation", "latents", "kl"],
         every_n_epochs: PositiveInt | None = None,
         count: PositiveInt = 2000,
-        label: NonNegativeInt = 0,
+        label: Annotated[int, Field(ge=0, lt=CLASSES)] = 0,
     ) -> None:
         """Take what to draw, how often, of how many images, and which digit a conditional model decodes."""
         super().__init__(every_n_epochs)

@@ -1,11 +1,11 @@
 """The LightningDataModule that owns MNIST."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, validate_call
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
 from vae_lightning.data.batches import Batch, Batches, Seed, ShuffledBatches, binarize, dequantize, keyed_generator
@@ -29,7 +29,7 @@ class MNISTDataModule(LightningDataModule):
     def __init__(
         self,
         name: Literal["mnist", "fashion_mnist", "kmnist", "larochelle", "mnist_subset"] = "mnist",
-        dir: str | None = None,
+        dir: Annotated[str, Field(min_length=1)] | None = None,
         batch_size: PositiveInt = 128,
         eval_batch_size: PositiveInt = 1000,
         val_size: NonNegativeInt = 5000,
