@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 import hydra
 import numpy as np
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 CANARY = "executed"
@@ -146,6 +148,13 @@ def write_plain_checkpoints(folder, good):
 # -- configurations ---------------------------------------------------------------------------------------------------
 
 
+def merge(good, change):
+    """Lay nested dictionaries over others."""
+    if not (isinstance(good, dict) and isinstance(change, dict)):
+        return change
+    return {**good, **{key: merge(good.get(key), value) for key, value in change.items()}}
+
+
 def write_runs(folder):
     """Write run directories whose stored configurations would run code, if one instantiated or unsafely loaded them.
 
@@ -173,7 +182,7 @@ def write_runs(folder):
         "root": "_target_: evil.C",
         "interpolated": "callbacks: {mine: {_target_: '${oc.decode:evil.C}'}}",
         "interpolated_part": "callbacks: {mine: {_target_: '${oc.select:no.such,evil}.C'}}",
-        "created": "callbacks: {mine: '${oc.create:{_target_:evil.C}}'}",
+        "created": "callbacks: {last: '${oc.create:{_target_:evil.C}}'}",
         "from_environment": "callbacks: {mine: {_target_: '${oc.env:VAE_LIGHTNING_NO_SUCH,evil.C}'}}",
         "hydra": f"hydra: {{callbacks: {{x: {hub}}}}}",
         "yaml_apply": f"seed: !!python/object/apply:os.system [{touch}]",
@@ -189,7 +198,7 @@ def write_runs(folder):
         runs[name] = folder / name
         stored = runs[name] / ".hydra"
         stored.mkdir(parents=True)
-        text = place if name.startswith("yaml") else OmegaConf.to_yaml(OmegaConf.merge(good, OmegaConf.create(place)))
+        text = place if name.startswith("yaml") else json.dumps(merge(good, yaml.safe_load(place)))  # JSON is YAML, and quicker
         (stored / "config.yaml").write_text(text)
         (stored / "overrides.yaml").write_text("[]\n")
     return runs

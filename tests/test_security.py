@@ -18,7 +18,6 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from PIL import EpsImagePlugin, Image
 
 import vae_lightning
@@ -128,38 +127,73 @@ def test_a_checkpoint_can_not_say_where_the_data_lies(good, tmp_path):
 # -- configurations ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch, canary):
-    """Hostile run directories, with Hydra as it is when it calls a command."""
+RUNS = [
+    "hub_load",
+    "collect_env",
+    "os_system",
+    "args",
+    "partial",
+    "eval",
+    "prefix",
+    "module",
+    "trainer",
+    "nested",
+    "in_a_list",
+    "root",
+    "interpolated",
+    "interpolated_part",
+    "created",
+    "from_environment",
+    "hydra",
+    "yaml_apply",
+    "yaml_new",
+    "yaml_module",
+    "yaml_name",
+    "address",
+    "file_address",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Hostile run directories, and Hydra as it is when it calls a command."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings = hydra.compose("train", return_hydra_config=True)
         settings.hydra.runtime.output_dir = "."
-        HydraConfig.instance().set_config(settings)
-        known = configuration._known_keys("train", [])
-        monkeypatch.setattr(configuration, "_known_keys", lambda *_: known)
-        yield write_runs(tmp_path)
-        HydraConfig.instance().cfg = None
+        return write_runs(tmp_path_factory.mktemp("runs")), settings, configuration._known_keys("train", [])
 
 
-def test_hostile_run_directories_are_refused(runs, canary):
-    for name, directory in runs.items():
-        with pytest.raises((ConfigurationError, OmegaConfBaseException, yaml.YAMLError)) as error:
-            check("train", OmegaConf.load(directory / ".hydra" / "config.yaml"), [])
-        assert not canary.exists(), name
-        assert isinstance(error.value, yaml.YAMLError if name.startswith("yaml") else ConfigurationError), name
+def test_the_list_of_hostile_run_directories_is_whole(runs):
+    assert list(runs[0]) == RUNS
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_hostile_run_directory_is_refused(runs, monkeypatch, name):
+    directories, settings, known = runs
+    canary = directories[name].parent / CANARY
+    monkeypatch.syspath_prepend(canary.parent)
+    monkeypatch.setattr(configuration, "_known_keys", lambda *_: known)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", settings)
+    with pytest.raises((ConfigurationError, yaml.YAMLError)) as error:
+        check("train", OmegaConf.load(directories[name] / ".hydra" / "config.yaml"), [])
+    assert isinstance(error.value, yaml.YAMLError if name.startswith("yaml") else ConfigurationError), name
+    assert not canary.exists(), name
     assert "evil" not in sys.modules
 
 
-def test_the_run_directories_would_run_code(runs, canary):
-    for name in ("hub_load", "collect_env", "partial", "created", "yaml_apply", "yaml_module"):
-        file = runs[name] / ".hydra" / "config.yaml"
-        if name.startswith("yaml"):
-            yaml.unsafe_load(file.read_text())
-        else:
-            hydra.utils.instantiate(OmegaConf.load(file).callbacks.mine)
-        assert canary.exists(), name
-        canary.unlink()
-        sys.modules.pop("evil", None)
+@pytest.mark.parametrize("name", ["hub_load", "collect_env", "partial", "created", "yaml_apply", "yaml_module"])
+def test_a_hostile_run_directory_would_run_code(runs, monkeypatch, name):
+    file = runs[0][name] / ".hydra" / "config.yaml"
+    canary = runs[0][name].parent / CANARY
+    monkeypatch.syspath_prepend(canary.parent)
+    if name.startswith("yaml"):
+        yaml.unsafe_load(file.read_text())
+    else:
+        callbacks = OmegaConf.load(file).callbacks
+        hydra.utils.instantiate(callbacks.get("mine", callbacks.last))
+    assert canary.exists()
+    canary.unlink()
+    sys.modules.pop("evil", None)
 
 
 HUB = "{_target_: torch.hub.load, repo_or_dir: hub, model: model, source: local, trust_repo: true}"
@@ -214,9 +248,6 @@ SETTINGS = {
 PARTS = {
     "tag": {"experiment/x": "seed: !!python/object/apply:os.system ['touch executed']"},
     "target": {"experiment/x": f"callbacks: {{mine: {HUB}}}"},
-    "target in a list": {"experiment/x": f"model: {{hidden_dims: [{HUB}]}}"},
-    "target of an option": {"experiment/x": f"model: {{optimizer_options: {{eps: {HUB}}}}}"},
-    "target by interpolation": {"experiment/x": "callbacks: {last: {_target_: '${oc.env:NO_SUCH,evil}.C'}}"},
     "setting in one job of a sweep": {"experiment/x": f"hydra: {{job_logging: {LOGGING}}}"},
 }
 
@@ -274,11 +305,9 @@ def test_the_parts_of_a_run_in_a_folder_from_elsewhere_run_nothing(tmp_path, mon
 COMMAND_LINES = {  # what is typed with the smallest command, and what is said
     "+hydra.callbacks.x._target_=evil.C": "hydra.callbacks={'x': {'_target_': 'evil.C'}}: not offered",
     "+hydra.job_logging.handlers.x.class=evil.C": "hydra.job_logging=",
-    "hydra/job_logging=default": "hydra.job_logging=",
     "+hydra.job.env_set.PYTHONPATH=.": "hydra.job.env_set={'PYTHONPATH': '.'}: not offered",
     "hydra.job.env_copy=[HOME]": "hydra.job.env_set={'HOME': ",
     "hydra.searchpath=[pkg://evil]": "hydra.searchpath=[pkg://evil]: not offered; --config-dir adds",
-    "++hydra.searchpath=[pkg://evil]": "++hydra.searchpath=[pkg://evil]: not offered",
     "hydra.output_subdir=../x": "hydra.output_subdir=../x: not offered",
     "hydra.launcher._target_=evil.C": "hydra.launcher._target_=evil.C: not one of the allowed targets",
     "--multirun seed=1,2 hydra.sweeper._target_=evil.C": "hydra.sweeper._target_=evil.C: not one of the allowed targets",
@@ -293,14 +322,10 @@ COMMAND_LINES = {  # what is typed with the smallest command, and what is said
     "data.dir=file:///digits": "unknown key data",
 }
 OF_TRAINING = {  # the same for the command that builds parts
-    "model.optimizer_options={eps:{_target_:evil.C}}": "model.optimizer_options.eps._target_=evil.C: not one of",
     "model.hidden_dims=[{_target_:evil.C}]": "model.hidden_dims.0._target_=evil.C: not one of the allowed targets",
     "+callbacks.mine={_target_:os.system,_args_:[x],_partial_:true}": "callbacks.mine._target_=os.system: not one of the",
-    "+callbacks.mine={_target_:torch.utils.collect_env.run}": "callbacks.mine._target_=torch.utils.collect_env.run: not one of",
     "callbacks.last.dirpath=s3://bucket/x": "callbacks.last.dirpath=s3://bucket/x: an address, where a path of this machine",
-    "logger.tensorboard.save_dir=gs://bucket": "logger.tensorboard.save_dir=gs://bucket: an address",
-    "data.dir=file:///digits": "data.dir=file:///digits: an address",
-    "data.dir=${oc.env:NO_SUCH,s3}:${oc.env:NO_SUCH,//}x": "data.dir=s3://x: an address",
+    "callbacks.last.dirpath=${oc.env:NO_SUCH,s3}:${oc.env:NO_SUCH,//}x": "callbacks.last.dirpath=s3://x: an address",
 }
 
 
