@@ -234,7 +234,7 @@ SETTINGS = {
             "hydra/sweeper/x": f"# @package hydra.sweeper\n_target_: {BASIC}_sweeper.BasicSweeper\n"
             f"max_batch_size: 1\nparams: {{x: {HUB}}}",
         },
-        True,
+        False,  # what a sweep is made of is read before Hydra makes its sweeper
     ),
     "sweeper, interpolated": (
         {
@@ -324,7 +324,7 @@ COMMAND_LINES = {  # what is typed with the smallest command, and what is said
 OF_TRAINING = {  # the same for the command that builds parts
     "model.hidden_dims=[{_target_:evil.C}]": "model.hidden_dims.0._target_=evil.C: not one of the allowed targets",
     "+callbacks.mine={_target_:os.system,_args_:[x],_partial_:true}": "callbacks.mine._target_=os.system: not one of the",
-    "callbacks.last.dirpath=s3://bucket/x": "callbacks.last.dirpath=s3://bucket/x: an address, where a path of this machine",
+    "logger.tensorboard.name=s3://bucket/x": "logger.tensorboard.name=s3://bucket/x: an address, where a path of this machine",
     "callbacks.last.dirpath=${oc.env:NO_SUCH,s3}:${oc.env:NO_SUCH,//}x": "callbacks.last.dirpath=s3://x: an address",
 }
 

@@ -89,7 +89,7 @@ class LastCheckpoint(Checkpoint):
             logger.save()  # what was logged until now is not logged again after a resume
         directory = Path(trainer.default_root_dir)
         file = file_of_step(directory, trainer.global_step)
-        trainer.save_checkpoint(file, weights_only=False)
+        trainer.save_checkpoint(file)
         if trainer.is_global_zero:
             durable.point(file.with_name("last.ckpt"), file.name)
             keep(directory)
@@ -132,7 +132,7 @@ class BestCheckpoint(Checkpoint):
         file = file_of_step(Path(trainer.default_root_dir), trainer.global_step)
         if not file.exists():  # as it is after another step than an optimiser's, in the middle of accumulated gradients
             file = file.with_name(f"best_{trainer.global_step:08d}.ckpt")
-            trainer.save_checkpoint(file, weights_only=False)
+            trainer.save_checkpoint(file)
         if trainer.is_global_zero:
             durable.point(file.with_name("best.ckpt"), file.name)
             keep(file.parents[1])
