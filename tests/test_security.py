@@ -325,7 +325,7 @@ OF_TRAINING = {  # the same for the command that builds parts
     "model.hidden_dims=[{_target_:evil.C}]": "model.hidden_dims.0._target_=evil.C: not one of the allowed targets",
     "+callbacks.mine={_target_:os.system,_args_:[x],_partial_:true}": "callbacks.mine._target_=os.system: not one of the",
     "logger.tensorboard.name=s3://bucket/x": "logger.tensorboard.name=s3://bucket/x: an address, where a path of this machine",
-    "callbacks.last.dirpath=${oc.env:NO_SUCH,s3}:${oc.env:NO_SUCH,//}x": "callbacks.last.dirpath=s3://x: an address",
+    "logger.tensorboard.name=${oc.env:NO_SUCH,s3}:${oc.env:NO_SUCH,//}x": "logger.tensorboard.name=s3://x: an address",
 }
 
 
