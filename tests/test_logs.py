@@ -1,13 +1,17 @@
 """A full disk under the logs, the pictures or train.log is told once and stops nothing; what is resumed is shown once."""
 
 import csv
+import ctypes
 import errno
+import gc
 import json
 import logging
 import os
+import sys
 import threading
 from pathlib import Path
 
+import memory
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -276,3 +280,40 @@ def test_a_full_disk_under_the_table_is_told_once(tmp_path, caplog):
     logger.finalize("success")
     assert not logger.experiment.metrics  # what can't be written isn't kept either
     assert len(warnings_of(caplog)) == 1
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc says of the memory that it has given away."""
+
+    names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks for glibc 2.33")
+def test_of_what_an_epoch_allocates_only_a_leak_is_kept(tmp_path, monkeypatch):
+    """The campaign's own leak shows that one would be seen: tensors and buffers in bytes, Python's small objects at 64 each."""
+    from matplotlib.figure import Figure
+
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Mallinfo
+    figures = []
+
+    def used():
+        figures.extend(each for each in gc.get_objects() if type(each) is Figure)
+        gc.collect()
+        given = mallinfo()
+        return given.uordblks + given.hblkhd + 64 * sys.getallocatedblocks()
+
+    few = [f"callbacks.{name}.count=20" for name in (*memory.DRAWN, "projector")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *memory.OVERRIDES, *few, "trainer.max_epochs=4"])
+    gc.disable()  # so that it isn't luck if no figure waits to be freed
+    try:
+        sizes = memory.watched(True, used)
+    finally:
+        gc.enable()
+    assert not figures
+    assert (sizes[4] - sizes[2]) / 2 == pytest.approx(memory.LEAK, abs=20_000)
