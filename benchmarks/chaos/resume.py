@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from runs import SMALL, VARIATIONS, differences, run_of, stopped_and_resumed, train
+from runs import SMALL, VARIATIONS, differences, stopped_and_resumed, trained
 
 
 def main() -> None:
@@ -13,8 +13,7 @@ def main() -> None:
     for name, (typed, steps) in VARIATIONS.items():
         with tempfile.TemporaryDirectory() as directory:
             arguments = (*SMALL, *typed)
-            train(Path(directory, "whole"), *arguments)
-            whole = run_of(Path(directory, "whole"))
+            whole = trained(Path(directory, "whole"), *arguments)
             stops = [(step,) for step in range(1, steps + 1)] + [(1, 2, 3)]
             same = 0
             for stop in stops:

@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+import io
+import json
 import logging
 import os
 import signal
@@ -13,6 +15,8 @@ from unittest.mock import patch
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 
 from vae_lightning.callbacks import LastCheckpoint
 
@@ -69,6 +73,13 @@ def train(directory: Path, *arguments: str) -> int | str | None:
     return 0
 
 
+def trained(directory: Path, *arguments: str) -> Path:
+    """Train in this process, which has imported everything after it, without a word; return the run directory."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(directory, *arguments)
+    return run_of(directory)
+
+
 def run_of(directory: Path) -> Path:
     """Return the one run directory that was made in a directory."""
     [run] = (directory / "outputs" / "train").iterdir()
@@ -108,7 +119,7 @@ def stopped_and_resumed(directory: Path, arguments: Sequence[str], *steps: int) 
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    """Return what isn't the same, bit by bit, in two run directories: checkpoints, dashboards, pictures."""
+    """Return what isn't the same, bit by bit, in two run directories: checkpoints, dashboards, pictures, test figures."""
     found = []
     for name in ("last.ckpt", "best.ckpt"):
         files = [each / "checkpoints" / name for each in (run, reference)]
@@ -126,7 +137,8 @@ def differences(run: Path, reference: Path) -> list[str]:
         files = [each / "images" / name for each in (run, reference)]
         if not all(file.exists() for file in files) or files[0].read_bytes() != files[1].read_bytes():
             found.append(f"images/{name}")
-    return found
+    figures = [json.loads((each / "metrics.json").read_text())["figures"] for each in (run, reference)]
+    return found if figures[0] == figures[1] else [*found, "metrics.json"]
 
 
 def logged(run: Path) -> set[tuple[str, str, int, str]]:
@@ -142,6 +154,20 @@ def logged(run: Path) -> set[tuple[str, str, int, str]]:
         for tag in events.Tags()[kind]
         for event in read(tag)
     }
+
+
+def stretches(run: Path) -> list[tuple[int, int]]:
+    """Return the step that each process which trained in a run directory began from, and the last one of which it logged."""
+    found: list[tuple[int, int]] = []
+    for file in sorted((run / "tensorboard").glob("events*")):
+        events = list(EventFileLoader(str(file)).Load())
+        last = max((event.step for event in events), default=0)
+        purged = [event.step for event in events if event.session_log.status == SessionLog.START]
+        if found and not purged:  # of the same process, which tests
+            last = max(last, found[-1][1])
+            purged = [found.pop()[0]]
+        found.append((max(purged, default=0), last))
+    return found
 
 
 def _flat(content: Any, place: str = "") -> Iterator[tuple[str, Any]]:
