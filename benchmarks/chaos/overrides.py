@@ -225,7 +225,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
 """What a type hint can't say: of values that it admits, those that are right over ``BASE``."""
 
 ADAM_OPTIONS = ["None", "{}", "{'eps': 0.0001}", "{'betas': [0.9, 0.99]}", "{'amsgrad': True}"]
-PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "bf16", "bf16-true", None)
+PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "bf16", "bf16-true", "16-true", None)
 
 
 def is_share(value: Any, batches: int) -> bool:
@@ -286,21 +286,16 @@ def meaning(override: Override) -> Meaning:
         return "wrong"  # past 2^53 nothing counts
     if not admits(kinds()[key], value) or not RULES.get(key, lambda _: True)(value):
         return "wrong"
-    numbers = value if isinstance(value, list) else [value]
-    if key.startswith("model.") and any(isinstance(each, int | float) and each > 10 for each in numbers):
-        return "diverging" if kinds()[key] is not bool and key not in SIZES else "right"
-    return "right"
+    if key == "trainer.precision" and value in HALVES:
+        return "diverging"
+    return "diverging" if key in DIVERGING and value is not None and value > DIVERGING[key] else "right"
 
 
-SIZES = (
-    "model.latent_dim",
-    "model.hidden_dims",
-    "model.channels",
-    "model.num_samples",
-    "model.num_classes",
-    "model.kl_schedule_steps",
-)
-"""Keys of the model whose value may be large without the loss growing large."""
+DIVERGING = {"model.learning_rate": 0.1, "model.weight_decay": 0.1, "model.initial_scale": 1, "model.kl_weight": 10}
+"""Above these the loss may grow past all bounds, which is told when it has."""
+
+HALVES = ("16-true", "16-mixed", 16, "16")
+"""Precisions whose largest number is 65,504, which a loss summed over pixels soon reaches."""
 
 
 # -- what happens -----------------------------------------------------------------------------------------------------

@@ -144,7 +144,8 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
 
     def checked(config: DictConfig) -> None:
         try:
-            check(name, config, list(HydraConfig.get().overrides.task))
+            overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # list() would resolve what they refer to
+            check(name, config, overrides)
             _check_references(config)
             if config.get("sweep") is not None:
                 raise ConfigurationError(

@@ -88,10 +88,10 @@ def build(config: DictConfig) -> Experiment:
     with torch.device("meta"):  # the model's shapes alone
         sketch = build_part("model", VAEModule, config.model, seed=seed)
     data = build_part("data", MNISTDataModule, config.data, seed=seed)
+    refuse_meaningless_pairs(sketch, data)
     refuse_too_large(sketch, data)
     lightning.seed_everything(seed, verbose=False)
     module = build_part("model", VAEModule, config.model, seed=seed)
-    refuse_meaningless_pairs(module, data)
     throughput = Throughput()
     trainer = build_trainer(config, module, data, throughput, Path())  # for nothing: what it refuses leaves no directory behind
     endless = trainer.max_epochs == -1 and trainer.max_steps == -1

@@ -98,7 +98,8 @@ def _overrides(trainer: Trainer) -> list[str]:
     file = Path(trainer.default_root_dir) / ".hydra" / "overrides.yaml"
     if not file.is_file():
         return []
-    overrides: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    # As they stand: to iterate over what was loaded would follow a reference, as ${seed}, to where it leads nowhere.
+    overrides: Any = OmegaConf.to_container(OmegaConf.load(file))
     return [str(override) for override in overrides]
 
 
