@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import hashlib
 import os
 import re
 import socket
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image
 
 import vae_lightning
-from conftest import run, typed
+from conftest import run, train_in, typed
 from hostile import CANARY, Runs, write_checkpoints, write_module, write_plain_checkpoints, write_runs
 from vae_lightning import configuration
 from vae_lightning.checkpoints import load_data_settings
@@ -179,6 +180,35 @@ def test_a_hostile_run_directory_is_refused(runs, monkeypatch, name):
     assert isinstance(error.value, yaml.YAMLError if name.startswith("yaml") else ConfigurationError), name
     assert not canary.exists(), name
     assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["hub_load", "collect_env", "nested", "interpolated", "created", "yaml_apply"])
+def test_a_hostile_run_directory_is_not_resumed(runs, monkeypatch, tmp_path, name):
+    directory = runs[0][name]
+    canary = directory.parent / CANARY
+    monkeypatch.syspath_prepend(canary.parent)
+    (directory / ".hydra" / "overrides.yaml").write_text("[hydra/launcher=evil, '+callbacks.mine._target_=evil.C']")
+    with pytest.raises(SystemExit, match="error: "):
+        typed("train", f"resume={directory}", directory=tmp_path, patch=monkeypatch)
+    assert not canary.exists()
+    assert "evil" not in sys.modules
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hostile_checkpoint_in_a_run_directory_is_not_resumed(tmp_path, monkeypatch, hostile_checkpoints):
+    files, canary = hostile_checkpoints
+    directory = train_in(tmp_path, "trainer.max_epochs=1", "callbacks=minimal")
+    (directory / "metrics.json").unlink()
+    for file in (directory / "checkpoints").iterdir():
+        file.unlink()
+    for name, file in files.items():
+        planted = directory / "checkpoints" / "step_00000001.ckpt"
+        planted.write_bytes(Path(file).read_bytes())
+        digest = hashlib.sha256(planted.read_bytes()).hexdigest()
+        planted.with_name(f"{planted.name}.sha256").write_text(f"{digest}  {planted.name}\n")
+        with pytest.raises(SystemExit, match="not a checkpoint of this project"):
+            typed("train", f"resume={directory}", directory=tmp_path, patch=monkeypatch)
+        assert not canary.exists(), name
 
 
 @pytest.mark.parametrize("name", ["hub_load", "collect_env", "partial", "created", "yaml_apply", "yaml_module"])
