@@ -574,7 +574,7 @@ def use_run_directory(directory: Path) -> None:
 def save_configuration(config: DictConfig, directory: Path) -> None:
     """Write the composed configuration and the overrides into ``.hydra/``, as Hydra does."""
     folder = directory / ".hydra"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     contents = {
         "overrides": HydraConfig.get().overrides.task,
         "hydra": OmegaConf.create({"hydra": HydraConfig.get()}),

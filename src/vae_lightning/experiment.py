@@ -102,26 +102,31 @@ def build(config: DictConfig) -> Experiment:
     refuse_empty_limits(config.trainer, data)
     data.prepare_data()
     data.setup()
-    if config.resume is not None:
+    if config.resume is None:
+        directory = make_run_directory("train")
+    else:
         directory = Path(config.resume)
         use_run_directory(directory)
-        lock = lock_directory(directory)
-        resumed_step = step_to_resume(directory, module, data, trainer) if has_begun(directory) else None
-        store_configuration(config)
-        (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
-        trainer = build_trainer(config, module, data, throughput, directory)
-        for logger in trainer.loggers:
-            logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
-        return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step)
-    directory = make_run_directory("train")
+    lock = lock_directory(directory)
+    resumed_step = None
     try:
-        save_configuration(config, directory)
-        lock = lock_directory(directory)
+        if config.resume is None:
+            save_configuration(config, directory)
+        else:
+            if has_begun(directory):
+                resumed_step = step_to_resume(directory, module, data, trainer)
+            store_configuration(config)
+            (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
         trainer = build_trainer(config, module, data, throughput, directory)
+        if config.resume is not None:
+            for logger in trainer.loggers:
+                logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
     except BaseException:
-        shutil.rmtree(directory)
+        lock.release()
+        if config.resume is None:
+            shutil.rmtree(directory)
         raise
-    return Experiment(module, data, trainer, throughput, directory, seed, lock, None)
+    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step)
 
 
 def fit(experiment: Experiment) -> None:
