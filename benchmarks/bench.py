@@ -29,7 +29,7 @@ import sides
 from plain import BATCH
 from sides import EPOCHS, IMPORTANCE_SAMPLES, TARGET_ELBO, Bench, RowFailed, Side
 from vae_lightning import experiment
-from vae_lightning.configuration import make_directory
+from vae_lightning.directories import make_directory
 from vae_lightning.provenance import versions
 
 # -- the rows, and what they must reach -------------------------------------------------------------------------------

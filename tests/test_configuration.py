@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from conftest import run, typed
 from vae_lightning import MNISTDataModule, VAEModule, configuration
-from vae_lightning.configuration import CONFIGS, TARGETS, ConfigurationError, check, make_directory
+from vae_lightning.configuration import CONFIGS, TARGETS, ConfigurationError, check
+from vae_lightning.directories import make_directory
 
 
 def compose(*overrides, name="train"):

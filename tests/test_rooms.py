@@ -12,7 +12,10 @@ PACKAGE = Path(vae_lightning.__file__).parent
 COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier"}
 ALLOWED = {
     "sweeps": set(),
-    "configuration": {"durable", "interruption", "sweeps"},
+    "configuration": set(),
+    "guard": {"configuration"},
+    "directories": {"configuration", "durable"},
+    "commands": {"configuration", "guard", "directories", "interruption", "sweeps"},
     "resuming": {"configuration", "durable"},
     "networks": set(),
     "likelihoods": set(),
@@ -48,7 +51,17 @@ ALLOWED = {
         "data",
     },
     "evaluation": {"module", "data", "metrics", "features", "noise", "objectives"},
-    "experiment": {"configuration", "resuming", "interruption", "module", "data", "checkpoints", "callbacks", "likelihoods"},
+    "experiment": {
+        "configuration",
+        "directories",
+        "resuming",
+        "interruption",
+        "module",
+        "data",
+        "checkpoints",
+        "callbacks",
+        "likelihoods",
+    },
     "report": {
         "durable",
         "interruption",
@@ -70,6 +83,8 @@ ALLOWED = {
     **{
         command: {
             "configuration",
+            "directories",
+            "commands",
             "resuming",
             "experiment",
             "report",

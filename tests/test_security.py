@@ -24,7 +24,7 @@ from PIL import EpsImagePlugin, Image
 import vae_lightning
 from conftest import run, train_in, typed
 from hostile import CANARY, Runs, write_checkpoints, write_module, write_plain_checkpoints, write_runs
-from vae_lightning import configuration
+from vae_lightning import commands, configuration, guard
 from vae_lightning.checkpoints import load_data_settings
 from vae_lightning.configuration import CONFIGS, ConfigurationError, check
 from vae_lightning.data import read_folder
@@ -161,7 +161,7 @@ def runs(tmp_path_factory):
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings = hydra.compose("train", return_hydra_config=True)
         settings.hydra.runtime.output_dir = "."
-        return write_runs(tmp_path_factory.mktemp("runs")), settings, configuration._known_keys("train", [])
+        return write_runs(tmp_path_factory.mktemp("runs")), settings, configuration.known_keys("train", [])
 
 
 def test_the_list_of_hostile_run_directories_is_whole(runs):
@@ -173,7 +173,7 @@ def test_a_hostile_run_directory_is_refused(runs, monkeypatch, name):
     directories, settings, known = runs
     canary = directories[name].parent / CANARY
     monkeypatch.syspath_prepend(canary.parent)
-    monkeypatch.setattr(configuration, "_known_keys", lambda *_: known)
+    monkeypatch.setattr(configuration, "known_keys", lambda *_: known)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", settings)
     with pytest.raises((ConfigurationError, yaml.YAMLError)) as error:
         check("train", OmegaConf.load(directories[name] / ".hydra" / "config.yaml"), [])
@@ -315,8 +315,8 @@ def test_hydras_settings_in_a_folder_from_elsewhere_run_nothing(tmp_path, monkey
 
 @pytest.mark.parametrize("name", [name for name, (_, runs) in SETTINGS.items() if runs])
 def test_hydra_alone_would_run_them(tmp_path, monkeypatch, canary, name):
-    monkeypatch.setattr(configuration, "_check_hydra", lambda settings: None)
-    monkeypatch.setattr(configuration, "check", lambda *_: None)
+    monkeypatch.setattr(guard, "_check_hydra", lambda settings: None)
+    monkeypatch.setattr(commands, "check", lambda *_: None)
     use_folder(tmp_path, SETTINGS[name][0], "sample", "+experiment=x", "checkpoint=nosuch", *sweeping(name), patch=monkeypatch)
     assert canary.exists()
 

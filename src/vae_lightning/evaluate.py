@@ -4,7 +4,8 @@ import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.configuration import command, make_run_directory, save_configuration
+from vae_lightning.commands import command
+from vae_lightning.directories import make_run_directory, save_configuration
 
 log = logging.getLogger(__name__)
 

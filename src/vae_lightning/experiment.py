@@ -27,14 +27,9 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 from vae_lightning import interruption
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, step_to_resume
-from vae_lightning.configuration import (
-    TARGETS,
-    ConfigurationError,
-    make_run_directory,
-    save_configuration,
-    use_run_directory,
-)
+from vae_lightning.configuration import TARGETS, ConfigurationError
 from vae_lightning.data import CLASSES, Batches, MNISTDataModule, Seed
+from vae_lightning.directories import make_run_directory, save_configuration, use_run_directory
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.resuming import has_begun, lock_directory, store_configuration

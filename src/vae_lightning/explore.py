@@ -4,7 +4,8 @@ import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.configuration import ConfigurationError, command
+from vae_lightning.commands import command
+from vae_lightning.configuration import ConfigurationError
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import logging
 from omegaconf import DictConfig
 
 from vae_lightning import resuming
-from vae_lightning.configuration import command
+from vae_lightning.commands import command
 
 log = logging.getLogger(__name__)
 

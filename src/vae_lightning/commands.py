@@ -1,0 +1,286 @@
+"""Run a command with the configuration that was typed, once or for each job of a sweep. No torch in this room.
+
+So ``--help`` and a mistyped key are answered at once.
+"""
+
+import functools
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser  # the one way to read the command line as Hydra does
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from vae_lightning import guard, interruption, sweeps
+from vae_lightning.configuration import (
+    CONFIGS,
+    ConfigurationError,
+    check,
+    check_references,
+    check_typed,
+    is_group,
+    known_keys,
+    outside_a_run,
+    parse,
+    unknown_key,
+)
+from vae_lightning.directories import make_directory, nearest_standing, remove_if_empty
+
+log = logging.getLogger(__name__)
+
+
+def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a command line of a function of a configuration; ``name`` is its root file in ``configs/``.
+
+    A mistake ends it with exit code 1 and a line or two, or the whole traceback where ``HYDRA_FULL_ERROR=1`` is set.
+    """
+
+    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
+            try:
+                with interruption.heeded():
+                    _run(name, task)
+            except Exception as error:
+                if traceback_wanted or not _is_told(error):
+                    raise
+                sys.exit(f"error: {_explain(name, error)}")
+            except KeyboardInterrupt:
+                sys.exit(130)
+
+        return main
+
+    return decorate
+
+
+def _run(name: str, task: Callable[[DictConfig], None]) -> None:
+    """Run a task under Hydra, once or for each job of a sweep."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
+        print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
+        return
+    # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
+    # is the default of experiment.
+    overrides = _typed().overrides
+    flags = [each for each in sys.argv[1:] if each not in overrides]
+    sys.argv[1:] = [*(each for each in overrides if each != "experiment=null"), *flags]
+    typed = _typed()
+    if typed.experimental_rerun:
+        raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
+    if typed.config_path or typed.config_name:
+        raise ConfigurationError("--config-path, --config-name: not offered; --config-dir adds a folder of configurations")
+    guard.install()
+    for override in typed.overrides:
+        group = override.removeprefix("~").partition("=")[0]
+        if (CONFIGS / group).is_dir() and (override.startswith("~") or override.endswith("=null")):
+            options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+            raise ConfigurationError(f"{override}: a group can't be left out; choose from {options}")
+    if typed.overrides and not typed.cfg:
+        check_typed(name, typed)
+    if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
+        _run_sweep(name, task, typed)
+        return
+    standing = nearest_standing(_value("hydra.run.dir", typed.overrides) or ".")
+    failures: list[Exception] = []
+
+    def checked(config: DictConfig) -> None:
+        try:
+            overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # list() would resolve what they refer to
+            check(name, config, overrides)
+            check_references(config)
+            if config.get("sweep") is not None:
+                raise ConfigurationError(
+                    f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by"
+                )
+            task(config)
+        except BaseException as error:
+            remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
+            if not isinstance(error, Exception):
+                raise
+            failures.append(error)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    if failures:
+        raise failures[0]  # here, where Hydra adds no lines of its own to it
+
+
+def _typed() -> Any:
+    """Return what was typed as Hydra reads it: ``overrides``, ``multirun``, ``config_dir`` and so on."""
+    return get_args_parser().parse_known_intermixed_args()[0]
+
+
+def _value(key: str, overrides: Sequence[str]) -> str | None:
+    """Return what was typed for a key, without quotes."""
+    values = [each.partition("=")[2] for each in overrides if each.lstrip("+").startswith(f"{key}=")]
+    return values[-1].strip("'\"") if values and values[-1] != "null" else None
+
+
+def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> None:
+    """Run a task for each job of a sweep; with ``sweep=<its directory>`` for those that aren't finished.
+
+    What goes wrong in a job ends that job, and the sweep is told to have failed at its end.
+
+    Raises:
+        ConfigurationError: the sweep can't be started, or a job of it failed.
+    """
+    line = [each for each in sys.argv[1:] if not each.lstrip("+").startswith(("sweep=", "hydra.sweep.dir="))]
+    continued, named = _value("sweep", typed.overrides), _value("hydra.sweep.dir", typed.overrides)
+    if continued and named:
+        raise ConfigurationError(f"sweep={continued}: names the sweep's directory, so leave out hydra.sweep.dir={named}")
+    if continued and not sweeps.is_sweep(Path(continued)):
+        raise ConfigurationError(f"sweep={continued}: not the directory of a sweep, in which a multirun.yaml lies")
+    if named and Path(named).is_dir() and any(Path(named).iterdir()):
+        raise ConfigurationError(f"hydra.sweep.dir={named}: not empty; sweep={named} continues the sweep in it")
+    sys.argv[1:] = line
+    typed = _typed()
+    with outside_a_run(typed):
+        jobs = [sweeps.Job(overrides) for overrides in _jobs(name, typed.overrides)]
+        earlier = sweeps.stored_jobs(Path(continued)) if continued else {}
+    standing = nearest_standing(continued or named or ".")
+    sweep = Path(continued or named or make_directory(Path("outputs/multirun")))
+    sys.argv.insert(1, f"hydra.sweep.dir='{sweep}'")
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # the launcher's own line for each job
+
+    def checked(config: DictConfig) -> None:
+        settings: Any = HydraConfig.get()
+        job, made = jobs[settings.job.num], Path(settings.runtime.output_dir)
+        log.info("job %d: %s", settings.job.num, " ".join(job.overrides))
+        try:
+            check(name, config, job.overrides)
+            check_references(config)
+            begun = earlier.get(sweeps.resolve(config, settings))
+            if begun and sweeps.is_finished(begun):
+                job.problem, job.directory = "", begun
+                log.info("finished before, in %s", begun)
+                return
+            if begun:
+                config.resume = str(begun)
+            job.directory = begun or sweeps.make_job_directory(made)
+            with read_write(settings.runtime):
+                settings.runtime.output_dir = str(job.directory)
+            task(config)
+            job.problem = ""
+        except Exception as error:
+            if not _is_told(error):
+                traceback.print_exc()
+            job.problem = _explain(name, error).splitlines()[0]
+            log.info(job.problem)
+            if settings.runtime.choices["hydra/launcher"] != "basic":
+                raise  # from another process Hydra alone brings the news
+        except BaseException as stop:  # it ends the sweep; Lightning's answer to SIGTERM is an exit without a code
+            job.problem = "interrupted"
+            if isinstance(stop, SystemExit):
+                stop.code = stop.code or 143
+            raise
+        finally:
+            for directory in {made, job.directory or made}:
+                remove_if_empty(directory, standing)
+            if job.directory and not job.directory.exists():
+                job.directory = None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    finally:
+        if not continued and sweep.is_dir() and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job left any
+            (sweep / "multirun.yaml").unlink()
+            remove_if_empty(sweep, standing)
+        begun_here = any(job.problem != sweeps.NOT_RUN for job in jobs)  # else a launcher ran them in other processes
+        if begun_here:
+            print(f"\n{sweeps.table(jobs)}\n")
+        if (
+            begun_here
+            and sweep.exists()
+            and any(job.problem for job in jobs)
+            and "sweep" in OmegaConf.load(CONFIGS / f"{name}.yaml")
+        ):
+            again = shlex.join([*line, f"sweep={sweep}"])
+            print(f"What isn't finished is run by:  python -m vae_lightning.{name} {again}\n")
+    failed = [f"job {number}, {job.problem}" for number, job in enumerate(jobs) if job.problem]
+    if failed and begun_here:
+        raise ConfigurationError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+
+
+def _jobs(name: str, typed: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep, in the order of their numbers, after each choice has been composed once.
+
+    Raises:
+        ConfigurationError: a choice is refused.
+    """
+    parsed = parse(typed)
+    fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
+    params = hydra.compose(name, fixed, return_hydra_config=True).hydra.sweeper.params or {}  # a recipe may hold a sweep
+    parsed = parse([*(f"{key}={value}" for key, value in params.items()), *typed])
+    choices = [fixed]
+    for each in parsed:
+        if each.is_discrete_sweep():
+            values = [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+            choices += [[*fixed, value] for value in (values if is_group(each) else values[:1])]
+    for choice in choices:
+        check(name, hydra.compose(name, choice), choice)
+    jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
+    return jobs
+
+
+def _is_told(error: Exception) -> bool:
+    """Say whether an error is told in a line or two; any other one is a fault of the project, and keeps its traceback."""
+    if isinstance(
+        error, ConfigurationError | HydraException | OmegaConfBaseException | YAMLError | FloatingPointError | OSError
+    ):
+        return True
+    return _is_of_memory(error)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    # torch's are RuntimeErrors of many kinds.
+    if not isinstance(error, MemoryError | RuntimeError):
+        return False
+    return bool(re.search("memory|Storage size", f"{error!r}", re.IGNORECASE))
+
+
+def _explain(name: str, error: Exception) -> str:
+    """Say in a line or two what was wrong."""
+    if _is_of_memory(error):
+        return f"that needs more memory than there is ({error!s:.120})"
+    if not _is_told(error):
+        return f"{type(error).__name__}: {error}"
+    first_line = str(error).strip().splitlines()[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is none of that name; choose from {', '.join(error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"{error.override!r} is no override: write key=value"
+        key, _, value = error.override.partition("=")
+        return (
+            f"{error.override}: not understood; a value with signs that mean something to Hydra is quoted: '{key}=\"{value}\"'"
+        )
+    if isinstance(error, YAMLError):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is missing: write {error.full_key}=…"
+    if first_line.startswith("Ambiguous value"):
+        return f"{first_line}: a list is written [2,5]; several runs, one for each value, are asked for by --multirun"
+    if isinstance(error, HydraException):
+        typed = _typed()
+        with suppress(HydraException), outside_a_run(typed):
+            known = known_keys(name, typed.overrides)
+            for key in (each.key_or_group for each in parse(typed.overrides)):
+                if key not in known and not key.startswith("hydra"):
+                    return unknown_key(key, known)
+        return first_line
+    return str(error)

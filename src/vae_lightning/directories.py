@@ -1,0 +1,84 @@
+"""The directories that commands write to: unique, and gone again where nothing came of them. No torch in this room."""
+
+import itertools
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from vae_lightning import durable
+from vae_lightning.configuration import ConfigurationError
+
+
+def make_directory(parent: Path) -> Path:
+    """Make a directory named after the time below ``parent``; no two processes get the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in itertools.count(2):
+        directory = parent / stamp
+        try:
+            directory.mkdir()
+            return directory
+        except FileExistsError:
+            stamp = f"{stamp[:19]}_{attempt}"
+    raise AssertionError  # itertools.count does not end
+
+
+def nearest_standing(directory: str) -> Path:
+    """Return what exists of a path."""
+    path = Path(directory).absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def remove_if_empty(directory: Path, standing: Path) -> None:
+    """Remove a directory that was made for a run which came to nothing, and those above it up to what stood before."""
+    directory, standing = directory.resolve(), standing.resolve()
+    with suppress(OSError):
+        while directory.is_relative_to(standing) and directory != standing:
+            if directory.exists():
+                directory.rmdir()
+            directory = directory.parent
+
+
+def make_run_directory(name: str) -> Path:
+    """Make the directory of this run and let ``${hydra:runtime.output_dir}`` name it.
+
+    It is ``outputs/<command>/<date>_<time>``, or the job's own in a sweep; ``hydra.run.dir=…`` names another,
+    which must be empty.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    settings: Any = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN and settings.run.dir == ".":
+        directory = make_directory(Path("outputs") / name)
+    else:
+        directory = Path(settings.runtime.output_dir)  # Hydra has made it
+        if any(directory.iterdir()):
+            raise ConfigurationError(f"hydra.run.dir={settings.run.dir}: not empty, and nothing is overwritten")
+    use_run_directory(directory)
+    return directory
+
+
+def use_run_directory(directory: Path) -> None:
+    """Let ``${hydra:runtime.output_dir}`` name a directory."""
+    settings: Any = HydraConfig.get()
+    with read_write(settings.runtime):
+        settings.runtime.output_dir = str(directory.resolve())
+
+
+def save_configuration(config: DictConfig, directory: Path) -> None:
+    """Write the composed configuration and the overrides into ``.hydra/``, as Hydra does."""
+    folder = directory / ".hydra"
+    folder.mkdir(exist_ok=True)
+    contents = {
+        "overrides": HydraConfig.get().overrides.task,
+        "hydra": OmegaConf.create({"hydra": HydraConfig.get()}),
+        "config": config,
+    }
+    for name, content in contents.items():
+        durable.write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
