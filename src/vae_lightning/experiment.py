@@ -79,6 +79,7 @@ def build(config: DictConfig) -> Experiment:
         DatasetUnavailable: the data can't be had.
     """
     quieten_lightning()
+    interruption.defer_no_longer()  # which a job of the same sweep may have left so
     seed = require("seed", config.seed, Seed)
     with torch.device("meta"):  # the model's shapes alone
         sketch = build_part("model", VAEModule, config.model, seed=seed)
@@ -98,6 +99,7 @@ def build(config: DictConfig) -> Experiment:
     data.prepare_data()
     data.setup()
     if config.resume is None:
+        interruption.defer()  # until report.ending, which removes the directory of a run that hasn't begun
         directory = make_run_directory("train")
     else:
         directory = Path(config.resume)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Interrupted(SystemExit):
     """The end of the process by a signal, with the exit code that shells give it: 143 for SIGTERM, 130 for Ctrl-C."""
@@ -16,8 +18,9 @@ class Interrupted(SystemExit):
 
 
 class _Asked:
-    """Whether a signal has come, and whether somebody will look before the process ends."""
+    """Whether signals are heeded, whether one has come, and whether somebody will look before the process ends."""
 
+    heeded = False
     deferred = False
     number: int | None = None
 
@@ -28,18 +31,28 @@ def heeded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set handlers
         yield
         return
-    before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    _Asked.deferred, _Asked.number = False, None
+    before = {number: signal.signal(number, _handle) for number in _NUMBERS}
+    _Asked.heeded = True
     try:
         yield
+        check()  # Python swallows what is raised while an object is being destroyed
     finally:
+        _Asked.heeded, _Asked.deferred, _Asked.number = False, False, None
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def defer() -> None:
-    """From now on only note a first signal, for ``check`` to act on; a second one ends the process at once."""
+    """From now on only note a first signal, for ``check`` to act on; a second one ends the process at once.
+
+    Raises:
+        Interrupted: one came before.
+    """
+    check()
     _Asked.deferred = True
+    if _Asked.heeded:
+        for number in _NUMBERS:  # from Lightning, which would end in the middle of accumulated gradients
+            signal.signal(number, _handle)
 
 
 def asked() -> bool:
@@ -69,8 +82,8 @@ def defer_no_longer() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
+    _Asked.number = number
     if not _Asked.deferred:
         raise Interrupted(number)
-    _Asked.number = number
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in _NUMBERS:
         signal.signal(each, signal.SIG_DFL)

@@ -15,11 +15,10 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vae_lightning import durable
+from vae_lightning import durable, interruption
 from vae_lightning.checkpoints import load_data_settings, read, steps
 from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
-from vae_lightning.interruption import Interrupted
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.logs import Dispensable, EventWriter
 from vae_lightning.metrics import ACTIVE_VARIANCE, bits_per_dimension
@@ -244,9 +243,10 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
 def ending(parts: Experiment) -> Iterator[None]:
     """Let go of the run directory at the end; after a signal, say how to go on, or leave nothing where nothing was done."""
     try:
+        interruption.defer_no_longer()
         yield
-    except Interrupted:
-        step = parts.trainer.global_step
+    except interruption.Interrupted:
+        step = max(parts.trainer.global_step, parts.resumed_step or 0)
         if step == 0 and parts.resumed_step is None:
             shutil.rmtree(parts.directory)
         elif steps(parts.directory):

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, PositiveInt, validate_call
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
-from vae_lightning import gallery
+from vae_lightning import gallery, interruption
 from vae_lightning.data import CLASSES
 from vae_lightning.logs import Dispensable
 from vae_lightning.pictures import png, reconstruction_grid, sample_grid
@@ -51,6 +51,7 @@ class Look(Callback, ABC):
             self._look(trainer, pl_module, trainer.current_epoch)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        interruption.check()  # after the last step of an epoch, which is saved
         if not trainer.is_global_zero:
             return
         self._looked_at_step = trainer.global_step
