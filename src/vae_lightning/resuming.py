@@ -104,8 +104,6 @@ def is_finished(config: DictConfig) -> bool:
 def has_begun(directory: Path) -> bool:
     """Return whether a run has come to its first step, before which it writes its first checkpoint; say so if not."""
     names = {file.name for file in directory.glob("checkpoints/*.ckpt")} - {"step_00000000.ckpt"}  # last.ckpt comes after it
-        "step_00000000.ckpt"
-    }  # to which last.ckpt points then
     if names or any((directory / name).exists() for name in ("images", "metrics.json")):
         return True
     log.warning("%s was stopped before its first step: starting there", directory)
