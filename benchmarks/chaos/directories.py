@@ -1,7 +1,7 @@
 """Twenty runs that start in one instant get twenty directories: ``python benchmarks/chaos/directories.py [--starts 20]``.
 
-Real processes on the 600 digits of the tests, one batch through every part. First it is shown on Hydra's own default, a
-directory named after the second, that starts which share one are seen. Exit status 1: runs shared a directory, or one failed.
+Real processes on the 600 digits of the tests, one batch through every part. Hydra's own default, a directory
+named after the second, shows first that starts which share one are seen. Exit status 1: runs shared one, or one failed.
 """
 
 import argparse
