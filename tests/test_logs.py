@@ -119,7 +119,7 @@ def test_a_full_disk_under_tensorboard_is_told_once_and_changes_nothing_else(sub
     logger = RunLogger(tmp_path, **TENSORBOARD)
     module = fit(subset, tmp_path, logger, FullDisk())
     folder = tmp_path / "tensorboard"
-    told = f"TensorBoard's files in {folder}/ are no longer written ({os.strerror(errno.ENOSPC)}); the run goes on"
+    told = f"TensorBoard's files in {folder} are no longer written ({os.strerror(errno.ENOSPC)}); the run goes on"
     assert warnings_of(caplog) == [told]
     assert "Traceback" not in capfd.readouterr().err
     assert_equal(module.state_dict(), undisturbed)
@@ -134,9 +134,7 @@ def test_a_full_disk_under_tensorboard_is_told_once_and_changes_nothing_else(sub
 def test_a_folder_that_cannot_be_made_is_told_once_and_changes_nothing_else(subset, tmp_path, caplog, undisturbed):
     (tmp_path / "tensorboard").write_text("in the way")
     assert_equal(fit(subset, tmp_path, RunLogger(tmp_path, **TENSORBOARD)).state_dict(), undisturbed)
-    told = (
-        f"TensorBoard's files in {tmp_path}/tensorboard/ are no longer written ({os.strerror(errno.EEXIST)}); the run goes on"
-    )
+    told = f"TensorBoard's files in {tmp_path}/tensorboard are no longer written ({os.strerror(errno.EEXIST)}); the run goes on"
     assert warnings_of(caplog) == [told]
 
 

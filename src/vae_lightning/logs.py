@@ -108,7 +108,7 @@ class EventWriter(SummaryWriter):
     def __init__(self, directory: str | Path, purge_step: int | None = None) -> None:
         """Take a directory, and the step from which its earlier events are no longer shown."""
         self.files = Dispensable("TensorBoard's files")
-        super().__init__(str(directory), purge_step=purge_step)
+        super().__init__(str(Path(directory)), purge_step=purge_step)
 
     def _get_file_writer(self) -> EventFile:
         if self.file_writer is None:
@@ -143,7 +143,7 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:
         """Write the hyper-parameters to ``hparams.yaml``."""
-        self.experiment.files.write(self.log_dir, super().save)
+        self.experiment.files.write(self.experiment.log_dir, super().save)
 
 
 # -- CSV --------------------------------------------------------------------------------------------------------------
