@@ -1,14 +1,34 @@
 """Checkpoints that need nothing but the file, and files that are not ours."""
 
+import contextlib
+import errno
+import os
 import pickle
+import random
 import re
+import resource
 import shutil
+import signal
 
 import pytest
 import torch
 
 import vae_lightning
-from vae_lightning.checkpoints import find_checkpoint, load_data_settings, load_module
+from chaos.faults import Calls, called_at, flipped, forked, points, truncated
+from chaos.runs import MINIMAL, SMALL, run_of, train
+from vae_lightning import VAEModule, durable
+from vae_lightning.checkpoints import (
+    VerifiedFiles,
+    file_of_step,
+    find_checkpoint,
+    is_verified,
+    keep,
+    load_data_settings,
+    load_module,
+    newest_step,
+    read,
+)
+from vae_lightning.configuration import ConfigurationError
 
 
 def test_a_run_directory_stands_for_its_best_checkpoint_else_its_last(trained, tmp_path):
@@ -82,3 +102,107 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         find_checkpoint(tmp_path / "nosuch")
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/best\.ckpt or last\.ckpt"):
         find_checkpoint(tmp_path)
+
+
+# -- what a kill, a full disk and a flipped bit leave -----------------------------------------------------------------
+
+
+def save(directory, *steps_):
+    """Write checkpoints after some steps of nothing in particular, as a run does."""
+    for step in steps_:
+        file = file_of_step(directory, step)
+        VerifiedFiles().save_checkpoint({"global_step": step, "weights": torch.full((100,), float(step))}, file)
+        durable.point(file.with_name("last.ckpt"), file.name)
+        keep(directory)
+
+
+def ended_at(directory, *end):
+    """Write three checkpoints in a fork, that ends while it writes the third."""
+
+    def run():
+        save(directory, 1, 2)
+        with Calls(*end) as calls:
+            save(directory, 3)
+        (directory / "called").write_text(" ".join(calls.called))
+        return 0
+
+    directory.mkdir()
+    return forked(run, directory / "output")
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "the power cut"])
+def test_whenever_it_ends_what_was_saved_before_is_there_and_verified(tmp_path, power):
+    assert ended_at(tmp_path / "whole") == 0
+    called = (tmp_path / "whole" / "called").read_text().split()
+    assert {"open", "write", "fsync", "replace", "symlink", "unlink"} <= set(called)
+    named = []
+    for position, when in points(called):
+        if when == ("before" if power else "after"):  # which make chaos tries too
+            continue
+        directory = tmp_path / f"{position}_{when}"
+        assert ended_at(directory, position, when, power) == -9
+        last = directory / "checkpoints" / "last.ckpt"
+        assert is_verified(last.resolve())
+        named.append(read(last)["global_step"])
+        assert named[-1] <= newest_step(directory, -1) <= named[-1] + 1
+    assert named == sorted(named)
+    assert set(named) == {2, 3}
+
+
+def test_a_power_cut_would_lose_what_was_not_flushed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(Calls, "NAMES", tuple(name for name in Calls.NAMES if name != "fsync"))
+    assert ended_at(tmp_path / "whole") == 0
+    called = (tmp_path / "whole" / "called").read_text().split()
+    assert ended_at(tmp_path / "cut", len(called) - 1, "after", True) == -9
+    assert not is_verified(file_of_step(tmp_path / "cut", 3))
+
+
+def test_every_flipped_bit_and_every_cut_is_detected(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    file, draw = file_of_step(tmp_path, 3), random.Random(1)
+    content = file.read_bytes()
+    loaded = 0
+    for damage in [flipped] * 200 + [truncated] * 20:
+        file.write_bytes(damage(content, draw))
+        assert not is_verified(file)
+        with pytest.raises(ConfigurationError, match="not a checkpoint of this project, or damaged"):
+            read(tmp_path / "checkpoints" / "last.ckpt")
+        with contextlib.suppress(Exception):
+            torch.load(file, weights_only=True)
+            loaded += 1
+    assert loaded > 0  # what torch alone doesn't notice
+    assert newest_step(tmp_path, -1) == 2
+
+
+def test_a_full_disk_ends_the_run_with_path_and_cause_and_keeps_the_last_checkpoint(tmp_path):
+    def fill():
+        """Let no file grow beyond what is left of a checkpoint when step 3 has been taken."""
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    def run():
+        with called_at(VAEModule, "training_step", 4, fill):
+            return train(tmp_path, *SMALL, MINIMAL, "trainer.max_epochs=1", "callbacks.last.every_n_steps=3")
+
+    assert forked(run, tmp_path / "output") == 1
+    directory = run_of(tmp_path)
+    last = (tmp_path / "output").read_text().splitlines()[-1]
+    file = "checkpoints/step_00000004.ckpt"
+    assert re.fullmatch(rf"error: \S+{directory.name}/{file} can't be written: File too large", last)
+    assert (directory / "checkpoints" / "last.ckpt").readlink().name == "step_00000003.ckpt"
+    assert newest_step(directory, -1) == 3
+    assert not list(directory.rglob(".*.tmp"))
+
+
+def test_a_read_only_directory_is_named_with_the_cause(tmp_path, monkeypatch):
+    def refuse(name, *_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+
+    save(tmp_path, 1, 2, 3)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(os, "open", refuse)
+    file = file_of_step(tmp_path, 4)
+    with pytest.raises(OSError, match=f"{file} can't be written: Read-only file system"):
+        VerifiedFiles().save_checkpoint({}, file)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

@@ -1,6 +1,7 @@
 """End a run at each system call by which it writes, damage its checkpoints, and take its disk away; then resume it."""
 
 import contextlib
+import hashlib
 import os
 import random
 import re
@@ -141,36 +142,48 @@ def killed(directory: Path, whole: Path, power: bool) -> None:
         named.write_text(" ".join(calls.called))
         return ended
 
-    (directory / "counted").mkdir()
-    forked(partial(write, directory / "counted", Calls()), directory / "output")
+    (directory / f"counted_{power}").mkdir()
+    forked(partial(write, directory / f"counted_{power}", Calls()), directory / "output")
     called = named.read_text().split()
-    verified = resumed = again = 0
-    ends = list(points(called))
+    verified = same = again = 0
+    # What is not on the disk before a call was not after the last one.
+    ends = [end for end in points(called) if not power or end[1] != "before"]
+    outcomes: dict[object, bool] = {}
     for position, when in ends:
         place = directory / f"{position}_{when}_{power}"
         place.mkdir()
         ended = forked(partial(write, place, Calls(position, when, power)), directory / "output")
-        if ended != -9:
-            tell(f"{when} {called[position]}, call {position}", f"ended by {ended} in place of SIGKILL", False)
-            continue
-        complete = all(is_verified(file.resolve()) for file in (place / "outputs").rglob("*.ckpt") if file.is_symlink())
+        complete = ended == -9 and all(is_verified(file.resolve()) for file in place.rglob("*.ckpt") if file.is_symlink())
         verified += complete
-        begun = list((place / "outputs").rglob(".hydra/config.yaml"))
+        begun = list(place.rglob(".hydra/config.yaml"))
         again += not begun
-        arguments = [f"resume={run_of(place)}"] if begun else SHORT
-        if not begun:
-            shutil.rmtree(place)
-        ended = forked(partial(train, place, *arguments), directory / "output")
-        found = differences(run_of(place), whole) if not ended else [f"the exit status {ended}"]
-        resumed += not found
-        if found or not complete:
+        state = frozenset(map(_state, place.rglob("*")))
+        if state not in outcomes:
+            line = [f"resume={run_of(place)}"] if begun else SHORT
+            if not begun:
+                shutil.rmtree(place)
+            ended = forked(partial(train, place, *line), directory / "output")
+            found = differences(run_of(place), whole) if not ended else [f"the exit status {ended}"]
+            outcomes[state] = not found
+        same += outcomes[state]
+        if not outcomes[state] or not complete:
             print(f"{when} {called[position]}, call {position}: {complete=}, {found[:3]}", file=sys.stderr)
         shutil.rmtree(place)
-    shutil.rmtree(directory / "counted")
     what = "the power cut" if power else "killed"
-    what = f"{what} before, in and after each of {len(called)} system calls"
-    came = f"{len(ends)} ends, {verified} left all they had verified, {resumed} ended bitwise the same"
-    tell(what, f"{came} ({again} begun again, with no run yet)", verified == resumed == len(ends))
+    what = f"{what} {'' if power else 'before, '}in and after each of {len(called)} calls"
+    came = f"{len(ends)} ends, {verified} left all they had verified, {same} ended bitwise the same: "
+    came += f"each of {len(outcomes)} states was resumed ({again} ends: begun again, with no run yet)"
+    tell(what, came, verified == same == len(ends))
+
+
+def _state(file: Path) -> tuple[object, ...]:
+    """Return what of a file makes a difference to who resumes; names that go by the time are no part of it."""
+    if file.is_symlink():
+        return file.name, str(file.readlink())
+    if not file.is_file():
+        return file.parent.name, file.is_dir()
+    checked = file.suffix in (".ckpt", ".sha256")
+    return file.parent.name, file.suffix, hashlib.sha256(file.read_bytes()).digest() if checked else file.stat().st_size
 
 
 # -- disks ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import SessionLog
 
+from vae_lightning import VAEModule
 from vae_lightning.callbacks import LastCheckpoint
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
@@ -99,6 +101,48 @@ def signalled(steps: list[int], number: int = signal.SIGTERM) -> Iterator[None]:
 
     with patch.object(LastCheckpoint, "on_train_batch_end", on_train_batch_end):
         yield
+
+
+@contextlib.contextmanager
+def spoilt(quantity: str, value: float, step: int) -> Iterator[None]:
+    """Meanwhile put a value in place of the loss, a gradient or a weight of an optimiser step, counted from 1."""
+    objective_of, began, stepped = VAEModule.objective, VAEModule.training_step, VAEModule.on_before_optimizer_step
+
+    def objective(self: VAEModule, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        found, *terms = objective_of(self, *arguments)
+        return found * value if quantity == "loss" and self.global_step == step - 1 else found, *terms
+
+    def training_step(self: VAEModule, *batch: Any) -> torch.Tensor:
+        if quantity == "weight" and self.global_step == step - 1:
+            with torch.no_grad():
+                next(self.parameters())[0, 0] = value
+        return began(self, *batch)
+
+    def on_before_optimizer_step(self: VAEModule, *others: Any) -> None:
+        if quantity == "gradient" and self.global_step == step - 1:
+            gradient = next(self.parameters()).grad
+            assert gradient is not None
+            gradient[0, 0] = value
+        stepped(self, *others)
+
+    with (
+        patch.object(VAEModule, "objective", objective),
+        patch.object(VAEModule, "training_step", training_step),
+        patch.object(VAEModule, "on_before_optimizer_step", on_before_optimizer_step),
+    ):
+        yield
+
+
+def names_what_is_not_finite(error: str, step: int) -> bool:
+    """Return whether an error names a quantity and the step that it was spoilt in, or the next, whose loss shows it first."""
+    found = re.search(r"error: \S.* is (?:nan|-?inf|not finite) (?:at|after) step (\d+)", error)
+    return found is not None and int(found[1]) in (step, step + 1)
+
+
+def finite(file: Path) -> bool:
+    """Return whether all numbers of a checkpoint are."""
+    content = (value for _, value in _flat(torch.load(file, map_location="cpu", weights_only=True)))
+    return all(bool(torch.isfinite(value).all()) for value in content if isinstance(value, torch.Tensor))
 
 
 def stopped_and_resumed(directory: Path, arguments: Sequence[str], *steps: int) -> Path:
