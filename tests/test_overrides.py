@@ -98,6 +98,7 @@ MENDED = {
     "trainer.log_every_n_steps": [-1],
     "trainer.gradient_clip_val": [-1, math.nan, math.inf],
     "trainer.num_sanity_val_steps": [-2],
+    "trainer.precision": ["16-mixed", "transformer-engine", None],
 }
 
 

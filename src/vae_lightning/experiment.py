@@ -53,6 +53,10 @@ TRAINER_KINDS: dict[str, Any] = {
     "accumulate_grad_batches": PositiveInt,
     "gradient_clip_val": Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
     "num_sanity_val_steps": _Epochs,
+    # All of Lightning's but those that ask for packages which the project doesn't.
+    "precision": Literal[
+        "32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "bf16", "bf16-true", "16-mixed", "16", 16, "16-true"
+    ],
 }
 """What Lightning's trainer takes unchecked by its own type hints, and then divides by, clips with or counts down."""
 
@@ -331,12 +335,17 @@ def build_trainer(
     if not torch.cuda.is_available():
         # Lightning's import sets it to 1, by which torch looks for a driver's library at every step of an optimiser.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    accelerator = choose_accelerator(config.trainer.accelerator)
+    if accelerator == "cpu" and config.trainer.get("precision") in ("16-mixed", "16", 16):
+        raise ConfigurationError(
+            f"trainer.precision={config.trainer.precision}: not on a CPU, where Lightning would take bf16-mixed in its place"
+        )
     callbacks = build_callbacks(config.callbacks, module, data)
     return build_part(
         "trainer",
         Trainer,
         config.trainer,
-        accelerator=choose_accelerator(config.trainer.accelerator),
+        accelerator=accelerator,
         devices=1,
         callbacks=[throughput, *callbacks],
         # Without any, Lightning would add one of its own, that writes among the logs.
