@@ -8,7 +8,9 @@ import yaml  # type: ignore[import-untyped]
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vae_lightning import durable
 from vae_lightning.configuration import ConfigurationError, check
@@ -38,13 +40,16 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     try:
         config = OmegaConf.load(folder / "config.yaml")
         overrides = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
+        begun_in = Path(OmegaConf.load(folder / "hydra.yaml").hydra.runtime.cwd)
         if not isinstance(config, DictConfig) or not isinstance(overrides, list):
             raise TypeError("other content than expected")
-    except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"resume={directory}: no run directory that train has made ({error!s:.100})") from error
     max_epochs = config.get("trainer", {}).get("max_epochs")
+    _find_data(config, begun_in)
     for override in OverridesParser.create().parse_overrides(list(typed)):
         _replace(config, override, composed)
+    _find_data(config, Path.cwd())
     if max_epochs != config.trainer.max_epochs:
         _refuse_another_length(config)
     check("train", config, [*map(str, overrides), *typed])
@@ -52,9 +57,18 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     return config
 
 
+def _find_data(config: DictConfig, begun_in: Path) -> None:
+    """Let a folder of the data that was named from another directory be found from any."""
+    named = config.get("data", {}).get("dir")
+    if isinstance(named, str):
+        config.data.dir = str(begun_in / Path(named).expanduser())
+
+
 def typed_beside_resume() -> list[str]:
     """Return the overrides that were typed beside ``resume=``; none where a sweep goes on with a job of its own."""
-    typed = list(HydraConfig.get().overrides.task)
+    settings: Any = HydraConfig.get()
+    of_hydra = [each for each in settings.overrides.hydra if not each.startswith("hydra.mode=")]
+    typed = [*settings.overrides.task, *(of_hydra if settings.mode != RunMode.MULTIRUN else ())]
     beside = [each for each in typed if not each.startswith("resume=")]
     return beside if len(beside) < len(typed) else []
 

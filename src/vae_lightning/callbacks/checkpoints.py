@@ -39,11 +39,13 @@ class LastCheckpoint(Checkpoint):
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the first one; from now on a signal is answered after a step."""
+        """Write the first one, or name the one that the run goes on from; from now on a signal is answered after a step."""
         self._step = trainer.global_step
         if not _is_rehearsal(trainer):
             if self._step == 0:
                 self._save(trainer, pl_module)
+            elif trainer.is_global_zero and (file := file_of_step(Path(trainer.default_root_dir), self._step)).exists():
+                durable.point(file.with_name("last.ckpt"), file.name)
             interruption.defer()
 
     def on_train_batch_end(
