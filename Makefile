@@ -95,6 +95,11 @@ results: $(READY)  ## run the campaigns of docs/results.md again, into outputs/r
 bench: $(READY)  ## measure the speed as ratios, side by side; some of it with ROWS=step,epoch, a short form with QUICK=1
 	$(BIN)/python benchmarks/bench.py $(if $(ROWS),--rows '$(ROWS)') $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: chaos
+chaos: $(READY)  ## kill, signal, damage and starve runs by the hundred: the table of docs/reliability.md, in under an hour
+	for campaign in $$(grep -l '^if __name__' benchmarks/chaos/*.py); do \
+	  echo "$$campaign" && OMP_NUM_THREADS=1 $(BIN)/python $$campaign || failed=1; done; exit $${failed:-0}
+
 .PHONY: clean
 clean:  ## remove .venv, caches and build files; never outputs/ or the data
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -157,7 +157,7 @@ def killed(directory: Path, whole: Path, power: bool) -> None:
         verified += complete
         begun = list(place.rglob(".hydra/config.yaml"))
         again += not begun
-        state = frozenset(map(_state, place.rglob("*")))
+        state = _state(place)
         if state not in outcomes:
             line = [f"resume={run_of(place)}"] if begun else SHORT
             if not begun:
@@ -176,14 +176,21 @@ def killed(directory: Path, whole: Path, power: bool) -> None:
     tell(what, came, verified == same == len(ends))
 
 
-def _state(file: Path) -> tuple[object, ...]:
-    """Return what of a file makes a difference to who resumes; names that go by the time are no part of it."""
-    if file.is_symlink():
-        return file.name, str(file.readlink())
-    if not file.is_file():
-        return file.parent.name, file.is_dir()
-    checked = file.suffix in (".ckpt", ".sha256")
-    return file.parent.name, file.suffix, hashlib.sha256(file.read_bytes()).digest() if checked else file.stat().st_size
+def _state(place: Path) -> frozenset[tuple[str, object]]:
+    """Return what of a run directory makes a difference to who resumes it: no times, which are in names, logs and settings."""
+    state: set[tuple[str, object]] = set()
+    for run in place.glob("outputs/train/*"):
+        for file in run.rglob("*"):
+            name = str(file.relative_to(run)).partition("tfevents")[0]
+            if file.is_symlink():
+                state.add((name, str(file.readlink())))
+            elif file.is_dir():
+                state.add((name, "directory"))
+            elif file.suffix in (".ckpt", ".sha256"):
+                state.add((name, hashlib.sha256(file.read_bytes()).hexdigest()))
+            else:
+                state.add((name, file.stat().st_size if "events" in name else file.stat().st_size > 0))
+    return frozenset(state)
 
 
 # -- disks ------------------------------------------------------------------------------------------------------------
