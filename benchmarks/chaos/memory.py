@@ -1,8 +1,8 @@
 """Whether a training's resident size grows: 200 epochs on 600 digits, with each picture drawn after each epoch.
 
-python benchmarks/chaos/memory.py [--leak] [key=value ...]     # trains by the real command, with these overrides
+python benchmarks/chaos/memory.py [--leak] [key=value ...]     # by the real command; any override but trainer.max_epochs
 
-Exit status 1: at an epoch after the 50th it is more than 2 % above what it was then. ``--leak`` keeps 100 kB in each epoch,
+Exit status 1: at an epoch after the 50th it is more than 2 % above what it was then. ``--leak`` keeps 200 kB in each epoch,
 which must be seen. Reads ``/proc``, so Linux only.
 """
 
@@ -19,7 +19,7 @@ from vae_lightning.train import main
 
 EPOCHS = (50, 100, 150, 200)
 GROWTH = 0.02
-LEAK = 100_000  # bytes
+LEAK = 200_000  # bytes: half of it would come to about 2 % of what a process with torch's CUDA libraries takes
 DRAWN = ("reconstructions", "prior_samples", "latents", "traversals", "interpolation", "manifold", "latent_map", "kl_bars")
 SUBSET = Path(__file__).parents[2] / "tests" / "data"
 OVERRIDES = [
