@@ -46,6 +46,7 @@ WRONG = Override("model.latent_dim", "0", 0)
         (WRONG, Outcome("refused", "must be greater than 0"), "the key isn't named"),
         (WRONG, Outcome("refused", "latent_dim\n" * 6), "told in 6 lines"),
         (WRONG, Outcome("refused", "latent_dim", left=["outputs"]), r"left \['outputs'\] behind"),
+        (WRONG, Outcome("refused", "latent_dim", processor_seconds=3.5), r"refused after 3\.5 s"),
         (WRONG, Outcome("crashed", "TypeError"), "crashed"),
     ],
 )
