@@ -102,7 +102,7 @@ chaos: $(READY)  ## kill, signal, damage and starve runs by the hundred: the tab
 
 .PHONY: clean
 clean:  ## remove .venv, caches and build files; never outputs/ or the data
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew when the dependencies change; a set-up that was broken off is repeated, for the stamp comes last.
