@@ -31,7 +31,7 @@ def run(command, *arguments, cwd, environment=None):
     return subprocess.run(
         [sys.executable, "-m", f"vae_lightning.{command}", *arguments],
         cwd=cwd,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, "HYDRA_FULL_ERROR": "0", **(environment or {})},
         capture_output=True,
         text=True,
         timeout=120,

@@ -418,7 +418,7 @@ def test_visualize_draws_what_the_training_drew_at_its_end(trained, tmp_path, mo
             width, height = theirs.size
             assert ours.width > 2 * width  # the rows' and columns' names stand to the left and below, two pixels drawn for one
             shown = np.array(ours.convert("RGB"))[: 2 * height : 2, -2 * width :: 2]
-            assert np.array_equal(shown, np.array(theirs))
+            assert np.array_equal(shown, np.array(theirs.convert("RGB")))
 
 
 def test_visualize_draws_what_is_asked_for_of_a_conditional_model(conditional, tmp_path, monkeypatch):

@@ -30,6 +30,15 @@ pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="asks for
 TENSORBOARD = {"name": "tensorboard", "version": "", "default_hp_metric": False}
 
 
+@pytest.fixture(autouse=True)
+def without_closed_handlers(monkeypatch):
+    """Leave out what a command of an earlier test logged to: that test's output, which is closed."""
+    root = logging.getLogger()
+    monkeypatch.setattr(
+        root, "handlers", [each for each in root.handlers if not getattr(getattr(each, "stream", None), "closed", False)]
+    )
+
+
 def fill(descriptor):
     """Let an open file lie on a full disk from now on."""
     full = os.open("/dev/full", os.O_WRONLY)

@@ -445,7 +445,7 @@ def test_a_mean_that_the_last_bias_can_not_hold_is_refused(other):
     [
         (
             {"schedule": "one_cycle", "schedule_options": {"pct": 0.1}},
-            "schedule_options={'pct': 0.1} .*unexpected",
+            "schedule_options={'pct': 0.1}: OneCycleLR has no pct",
         ),
         ({"schedule": "one_cycle", "schedule_options": {"pct_start": 2.0}}, "schedule_options={'pct_start': 2.0} over "),
         ({"schedule": "cosine", "schedule_options": {"pct_start": 0.1}}, "are those of schedule=one_cycle"),

@@ -29,7 +29,6 @@ from vae_lightning.configuration import (
     CONFIGS,
     ConfigurationError,
     check,
-    check_references,
     check_typed,
     is_group,
     known_keys,
@@ -102,7 +101,6 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         try:
             overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # list() would resolve what they refer to
             check(name, config, overrides)
-            check_references(config)
             if config.get("sweep") is not None:
                 raise ConfigurationError(
                     f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by"
@@ -162,7 +160,6 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
         log.info("job %d: %s", settings.job.num, " ".join(job.overrides))
         try:
             check(name, config, job.overrides)
-            check_references(config)
             begun = earlier.get(sweeps.resolve(config, settings))
             if begun and sweeps.is_finished(begun):
                 job.problem, job.directory = "", begun

@@ -70,7 +70,10 @@ def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
     for key, _ in _nodes(config):
         if not _is_known(key, known, added):
             raise ConfigurationError(unknown_key(key, known))
-    for resolve in (False, True) if HydraConfig.initialized() else (False,):  # ${hydra:…} has no value outside of a run
+    running = HydraConfig.initialized()  # ${hydra:…} has no value outside of a run
+    if running:
+        _check_references(config)
+    for resolve in (False, True) if running else (False,):
         for key, value in values_of(OmegaConf.to_container(config, resolve=resolve)):
             if key.endswith("_target_") and not (isinstance(value, str) and value in TARGETS):
                 raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
@@ -83,7 +86,7 @@ def refuse_address(key: str, value: Any) -> None:
         raise ConfigurationError(f"{key}={value}: an address, where a path of this machine is asked for")
 
 
-def check_references(config: DictConfig) -> None:
+def _check_references(config: DictConfig) -> None:
     """Refuse a value that refers to what isn't there; within a run, where ``${hydra:…}`` has its values.
 
     Raises:
