@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -147,6 +148,22 @@ def test_whenever_it_ends_what_was_saved_before_is_there_and_verified(tmp_path, 
         assert named[-1] <= newest_step(directory, -1) <= named[-1] + 1
     assert named == sorted(named)
     assert set(named) == {2, 3}
+
+
+def test_what_was_written_is_there_after_a_power_cut(tmp_path):
+    file = tmp_path / "metrics.json"
+
+    def write(*end):
+        file.write_bytes(b"old")
+        with Calls(*end) as calls:
+            durable.write(file, b"new")
+        (tmp_path / "called").write_text(str(len(calls.called)))
+        return 0
+
+    assert forked(write, tmp_path / "output") == 0
+    last = int((tmp_path / "called").read_text()) - 1
+    assert forked(partial(write, last, "after", True), tmp_path / "output") == -9
+    assert file.read_bytes() == b"new"
 
 
 def test_a_power_cut_would_lose_what_was_not_flushed(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C end a run at once or after its step, leave nothing or all that was done, and tell by the exit status."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -94,6 +95,30 @@ def test_a_signal_that_python_swallows_is_answered_all_the_same(monkeypatch):
     with pytest.raises(interruption.Interrupted), interruption.heeded():
         Destroyed()
     assert not interruption.asked()
+
+
+def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_answered_all_the_same():
+    def cleared_away_wrongly():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise AttributeError
+
+    with pytest.raises(interruption.Interrupted), interruption.heeded():
+        cleared_away_wrongly()
+
+
+def test_what_cannot_be_saved_after_a_signal_is_told(tmp_path):
+    def fill():
+        os.kill(os.getpid(), signal.SIGTERM)
+        patch.setattr(os, "fsync", refuse)
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch, called_at(VAEModule, "training_step", 2, fill):
+        assert str(train(tmp_path, *TYPED)).endswith("step_00000002.ckpt can't be written: No space left on device")
+    assert steps(run_of(tmp_path)) == [0]
 
 
 def test_a_resume_that_is_stopped_at_once_tells_the_step_that_it_stands_at(tmp_path, capsys):

@@ -138,14 +138,8 @@ def fit(experiment: Experiment) -> None:
     """
     step = experiment.resumed_step
     file = None if step is None else file_of_step(experiment.directory, step)
-    try:
-        experiment.trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
-    except SystemExit as error:
-        if not isinstance(error, interruption.Interrupted):  # Lightning's own answer
-            interruption.check()
-        raise
-    finally:
-        interruption.defer_no_longer()
+    experiment.trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
+    interruption.defer_no_longer()
 
 
 def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:

@@ -32,10 +32,14 @@ def heeded() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _handle) for number in _NUMBERS}
-    _Asked.heeded = True
+    _Asked.heeded, _Asked.deferred, _Asked.number = True, False, None
     try:
         yield
         check()  # Python swallows what is raised while an object is being destroyed
+    except Exception:
+        if not _Asked.deferred:
+            check()  # what a library has made of it
+        raise
     finally:
         _Asked.heeded, _Asked.deferred, _Asked.number = False, False, None
         for number, handler in before.items():
