@@ -25,7 +25,7 @@ def compose(command, *overrides):
 
 def test_generated_overrides_train_as_typed_or_are_refused():
     """The full form: make chaos."""
-    drawn = examples(30)
+    drawn = examples(20)
     assert len(drawn) == 30
     outcomes = {str(override): (override, run_here(override)) for override in drawn}
     assert {name: told for name, (override, outcome) in outcomes.items() if (told := fault(override, outcome))} == {}
