@@ -210,7 +210,7 @@ def mounted(place: Path, *arguments: str) -> Iterator[None]:
 def full(directory: Path, whole: Path) -> None:
     """Train on disks that are full sooner or later; then make room, and resume."""
     place, told, kept, same, tried = directory / "disk", 0, 0, 0, 0
-    for kilobytes in range(200, 1400, 100):
+    for kilobytes in range(150, 1400, 50):
         with mounted(place, "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs"):
             output = directory / f"full_{kilobytes}"
             if not (ended := forked(partial(train, place, *SHORT), output)):
@@ -218,7 +218,7 @@ def full(directory: Path, whole: Path) -> None:
             tried += 1
             last = output.read_text().splitlines()[-1]
             told += ended == 1 and bool(
-                re.fullmatch(r"error: .*disk/outputs/\S+ can't be written: No space left on device", last)
+                re.fullmatch(r"error: \S*outputs/train/\S+ can't be written: No space left on device", last)
             )
             kept += all(is_verified(file.resolve()) for file in place.rglob("*.ckpt") if file.is_symlink())
             subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
@@ -228,7 +228,7 @@ def full(directory: Path, whole: Path) -> None:
             if found:
                 print(f"{kilobytes} KB: {found[:3]}, {last}", file=sys.stderr)
     came = f"{told} named path and cause, {kept} kept what they had, {same} ended bitwise the same with more room"
-    tell(f"{tried} full disks of 200 to {kilobytes - 100} KB", came, 0 < tried == told == kept == same)
+    tell(f"{tried} full disks of 150 to {kilobytes - 50} KB", came, 0 < tried == told == kept == same)
 
 
 def read_only(directory: Path, whole: Path) -> None:
