@@ -13,13 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from faults import Process, forked, fresh
-from lightning import Trainer, seed_everything
-from runs import DATA, MINIMAL, SMALL, differences, run_of, stretches, train, trained
-from torch.utils.data import DataLoader
-
-from vae_lightning import MNISTDataModule, VAEModule
-from vae_lightning.data import Batch
-from vae_lightning.experiment import quieten_lightning
+from runs import MINIMAL, SMALL, differences, fit_by_lightning, run_of, stretches, train, trained
 
 EVERY = 3
 LONG = (*SMALL, "trainer.max_epochs=8", "trainer.log_every_n_steps=1", f"callbacks.last.every_n_steps={EVERY}")
@@ -43,7 +37,7 @@ def main() -> None:
     """Print the table; exit with 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--fresh", type=int, default=10, help="so many more of processes that import everything themselves")
+    parser.add_argument("--fresh", type=int, default=20, help="so many more of processes that import everything themselves")
     parser.add_argument("--seed", type=int, default=1)
     settings = parser.parse_args()
     draw = random.Random(settings.seed)
@@ -84,17 +78,9 @@ def lightning(draw: random.Random) -> bool:
 
 
 def _fit_by_lightning(place: Path) -> int:
-    quieten_lightning()
-    data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=1, val_size=80, seed=1)
-    data.prepare_data()
-    data.setup()
-    images = [Batch(*(part[0] for part in batch)) for batch in data.train_dataloader()]
-    seed_everything(1, verbose=False)
-    module = VAEModule(latent_dim=2, hidden_dims=[16])
-    trainer = Trainer(default_root_dir=place, max_epochs=8, accelerator="cpu", logger=False, enable_progress_bar=False)
     newest = max(place.rglob("*.ckpt"), key=os.path.getmtime, default=None)
-    trainer.fit(module, DataLoader(images, 80, shuffle=True), ckpt_path=newest, weights_only=True)
-    (place / "weights").write_bytes(b"".join(weight.detach().numpy().tobytes() for weight in module.parameters()))
+    weights = fit_by_lightning(newest, default_root_dir=place, max_epochs=8)
+    (place / "weights").write_bytes(b"".join(weight.numpy().tobytes() for weight in weights))
     return 0
 
 

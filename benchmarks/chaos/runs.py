@@ -9,18 +9,23 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from lightning import Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.event_pb2 import SessionLog
+from torch.utils.data import DataLoader
 
-from vae_lightning import VAEModule
+from vae_lightning import MNISTDataModule, VAEModule
 from vae_lightning.callbacks import LastCheckpoint
+from vae_lightning.data import Batch
+from vae_lightning.experiment import quieten_lightning
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 SUBSET = ("data=mnist_subset", f"data.dir={DATA}")
@@ -80,6 +85,26 @@ def trained(directory: Path, *arguments: str) -> Path:
     with contextlib.redirect_stdout(io.StringIO()):
         train(directory, *arguments)
     return run_of(directory)
+
+
+def fit_by_lightning(checkpoint: Path | None, **settings: Any) -> list[torch.Tensor]:
+    """Train as people do without this project, by a ``DataLoader`` that shuffles; return the weights.
+
+    Args:
+        checkpoint: what is resumed from, if anything is.
+        **settings: of Lightning's ``Trainer``.
+    """
+    quieten_lightning()
+    data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=1, val_size=80, seed=1)
+    data.prepare_data()
+    data.setup()
+    images = [Batch(*(part[0] for part in batch)) for batch in data.train_dataloader()]
+    seed_everything(1, verbose=False)
+    module = VAEModule(latent_dim=2, hidden_dims=[16])
+    trainer = Trainer(**{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, **settings})
+    with warnings.catch_warnings(action="ignore"):
+        trainer.fit(module, DataLoader(images, 80, shuffle=True), ckpt_path=checkpoint, weights_only=True)
+    return [weight.detach() for weight in module.parameters()]
 
 
 def run_of(directory: Path) -> Path:
@@ -187,7 +212,7 @@ def differences(run: Path, reference: Path) -> list[str]:
 
 def logged(run: Path) -> set[tuple[str, str, int, str]]:
     """Return each kind, tag, step and value that TensorBoard reads of a run."""
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
     events = EventAccumulator(str(run / "tensorboard"), size_guidance=everything)
     events.Reload()
