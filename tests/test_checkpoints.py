@@ -26,7 +26,7 @@ from vae_lightning.checkpoints import (
     keep,
     load_data_settings,
     load_module,
-    newest_step,
+    newest_whole,
     read,
 )
 from vae_lightning.configuration import ConfigurationError
@@ -145,7 +145,7 @@ def test_whenever_it_ends_what_was_saved_before_is_there_and_verified(tmp_path, 
         last = directory / "checkpoints" / "last.ckpt"
         assert is_verified(last.resolve())
         named.append(read(last)["global_step"])
-        assert named[-1] <= newest_step(directory, -1) <= named[-1] + 1
+        assert named[-1] <= newest_whole(directory, -1)[0] <= named[-1] + 1
     assert named == sorted(named)
     assert set(named) == {2, 3}
 
@@ -189,7 +189,7 @@ def test_every_flipped_bit_and_every_cut_is_detected(tmp_path):
             torch.load(file, weights_only=True)
             loaded += 1
     assert loaded > 0  # what torch alone doesn't notice
-    assert newest_step(tmp_path, -1) == 2
+    assert newest_whole(tmp_path, -1)[0] == 2
 
 
 def test_a_full_disk_ends_the_run_with_path_and_cause_and_keeps_the_last_checkpoint(tmp_path):
@@ -208,7 +208,7 @@ def test_a_full_disk_ends_the_run_with_path_and_cause_and_keeps_the_last_checkpo
     file = "checkpoints/step_00000004.ckpt"
     assert re.fullmatch(rf"error: \S+{directory.name}/{file} can't be written: File too large", last)
     assert (directory / "checkpoints" / "last.ckpt").readlink().name == "step_00000003.ckpt"
-    assert newest_step(directory, -1) == 3
+    assert newest_whole(directory, -1)[0] == 3
     assert not list(directory.rglob(".*.tmp"))
 
 

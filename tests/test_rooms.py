@@ -37,6 +37,7 @@ ALLOWED = {
     "logs": set(),
     "callbacks": {
         "callbacks",
+        "resuming",
         "pictures",
         "plots",
         "gallery",

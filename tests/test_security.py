@@ -206,7 +206,7 @@ def test_a_hostile_checkpoint_in_a_run_directory_is_not_resumed(tmp_path, monkey
         planted.write_bytes(Path(file).read_bytes())
         digest = hashlib.sha256(planted.read_bytes()).hexdigest()
         planted.with_name(f"{planted.name}.sha256").write_text(f"{digest}  {planted.name}\n")
-        with pytest.raises(SystemExit, match="not a checkpoint of this project"):
+        with pytest.raises(SystemExit, match="none of its checkpoints is whole"):
             typed("train", f"resume={directory}", directory=tmp_path, patch=monkeypatch)
         assert not canary.exists(), name
 

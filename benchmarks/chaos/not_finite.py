@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import DATA, MINIMAL, SMALL, differences, finite, names_what_is_not_finite, run_of, spoilt, train, trained
 
 from vae_lightning import MNISTDataModule, VAEModule
-from vae_lightning.checkpoints import newest_step
+from vae_lightning.checkpoints import newest_whole
 from vae_lightning.experiment import quieten_lightning
 
 TYPED = (*SMALL, MINIMAL, "trainer.log_every_n_steps=3", "callbacks.last.every_n_steps=2")
@@ -51,7 +51,7 @@ def _spoil(place: Path, quantity: str, value: float, step: int, whole: Path) -> 
     told = ends and names_what_is_not_finite(output.read_text().splitlines()[-1], step)
     run = run_of(place)
     clean = all(finite(file) for file in run.rglob("*.ckpt"))
-    again = newest_step(run, -1) < step and forked(partial(spoil, f"resume={run}"), output) == 1
+    again = newest_whole(run, -1)[0] < step and forked(partial(spoil, f"resume={run}"), output) == 1
     same = not forked(partial(train, place, f"resume={run}"), output) and not differences(run, whole)
     return {"told": told, "clean": clean, "again": again, "same": same}
 

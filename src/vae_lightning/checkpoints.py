@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,6 @@ from vae_lightning.configuration import ConfigurationError
 from vae_lightning.data import MNISTDataModule
 from vae_lightning.module import VAEModule
 from vae_lightning.vae import VAE
-
-log = logging.getLogger(__name__)
 
 # -- writing and verifying --------------------------------------------------------------------------------------------
 
@@ -117,8 +114,8 @@ def keep(directory: Path, generations: int = 2) -> None:
         file.unlink()
 
 
-def newest_step(directory: Path, max_steps: int) -> int:
-    """Return the step of the newest checkpoint that a run can be resumed from.
+def newest_whole(directory: Path, max_steps: int) -> tuple[int, dict[str, Any], list[str]]:
+    """Return the newest checkpoint that a run can be resumed from: its step, its content, and what to say of those passed over.
 
     Args:
         directory: the run directory.
@@ -127,24 +124,28 @@ def newest_step(directory: Path, max_steps: int) -> int:
     Raises:
         ConfigurationError: none is whole.
     """
+    passed_over = []
     for step in steps(directory):
         file = file_of_step(directory, step)
-        if is_verified(file):
-            if step != max_steps:
-                return step
-        else:
-            log.warning("%s is damaged or unfinished, by its SHA-256: going on from an earlier one", file)
-    raise ConfigurationError(f"resume={directory}: none of its checkpoints is whole, so that nothing was done")
+        if not is_verified(file):
+            passed_over.append(f"{file} is damaged or unfinished, by its SHA-256: going on from an earlier one")
+        elif step != max_steps:
+            try:
+                return step, read(file), passed_over
+            except ConfigurationError:
+                passed_over.append(f"{file} is no checkpoint of this project, though whole: going on from an earlier one")
+    raise ConfigurationError(
+        f"resume={directory}: none of its checkpoints is whole, so that nothing was done; start the run anew"
+    )
 
 
-def step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, trainer: Trainer) -> int:
-    """Return the optimiser step whose checkpoint a run goes on from.
+def step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, trainer: Trainer) -> tuple[int, list[str]]:
+    """Return the optimiser step whose checkpoint a run goes on from, and what is to be said of it.
 
     Raises:
         ConfigurationError: no checkpoint is whole, or it is another model's, of other data or another seed.
     """
-    step = newest_step(directory, trainer.max_steps)
-    content = read(file_of_step(directory, step))
+    step, content, remarks = newest_whole(directory, trainer.max_steps)
     for group, part in (("model", module), ("data", data)):
         stored, built = content[part.CHECKPOINT_HYPER_PARAMS_KEY], dict(part.hparams)
         for key in built.keys() | stored.keys():
@@ -155,7 +156,7 @@ def step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, tr
                 )
     if trainer.max_epochs not in (-1, None) and content["epoch"] >= trainer.max_epochs:
         raise ConfigurationError(f"trainer.max_epochs={trainer.max_epochs}: the run is in epoch {content['epoch'] + 1} already")
-    return step
+    return step, [*remarks, f"Going on after step {step:,}"]
 
 
 def find_checkpoint(path: str | Path) -> Path:

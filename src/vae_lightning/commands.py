@@ -144,6 +144,8 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
         raise ConfigurationError(f"sweep={continued}: not the directory of a sweep, in which a multirun.yaml lies")
     if named and Path(named).is_dir() and any(Path(named).iterdir()):
         raise ConfigurationError(f"hydra.sweep.dir={named}: not empty; sweep={named} continues the sweep in it")
+    if (run := _value("resume", typed.overrides)) is not None:
+        raise ConfigurationError(f"resume={run}: goes on with one run; sweep=<its directory> goes on with a sweep")
     sys.argv[1:] = line
     typed = _typed()
     with outside_a_run(typed):

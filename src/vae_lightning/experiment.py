@@ -73,6 +73,7 @@ class Experiment:
     seed: int
     lock: BaseFileLock
     resumed_step: int | None
+    remarks: list[str]
 
 
 def build(config: DictConfig) -> Experiment:
@@ -109,13 +110,16 @@ def build(config: DictConfig) -> Experiment:
         directory = Path(config.resume)
         use_run_directory(directory)
     lock = lock_directory(directory)
-    resumed_step = None
+    resumed_step: int | None = None
+    remarks: list[str] = []
     try:
         if config.resume is None:
             save_configuration(config, directory)
         else:
             if has_begun(directory):
-                resumed_step = step_to_resume(directory, module, data, trainer)
+                resumed_step, remarks = step_to_resume(directory, module, data, trainer)
+            else:
+                remarks = [f"{directory} was stopped before its first step: starting there"]
             store_configuration(config)
             (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
         trainer = build_trainer(config, module, data, throughput, directory)
@@ -127,7 +131,7 @@ def build(config: DictConfig) -> Experiment:
         if config.resume is None:
             shutil.rmtree(directory)
         raise
-    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step)
+    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks)
 
 
 def fit(experiment: Experiment) -> None:

@@ -1,6 +1,5 @@
 """Going on with a run where it stopped: with the configuration stored there, from its newest checkpoint that is whole."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,8 @@ from vae_lightning.configuration import ConfigurationError, check
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-log = logging.getLogger(__name__)
+BEGUN = ".hydra/begun"
+"""A file that says that a run has had a checkpoint, should they all be deleted."""
 
 REPLACEABLE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "callbacks", "logger", "data.dir")
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
@@ -37,6 +37,8 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     directory = Path(str(composed.resume)).expanduser()
     typed = typed_beside_resume()
     folder = directory / ".hydra"
+    if not folder.is_dir():
+        raise ConfigurationError(f"resume={directory}: no run directory; name one that train has made, as outputs/train/<run>")
     try:
         config = OmegaConf.load(folder / "config.yaml")
         overrides = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
@@ -53,6 +55,8 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     if max_epochs != config.trainer.max_epochs:
         _refuse_another_length(config)
     check("train", config, [*map(str, overrides), *typed])
+    if not config.callbacks.get("last"):
+        raise ConfigurationError(f"resume={directory}: without callbacks.last a run keeps nothing to go on from")
     config.resume = str(directory)
     return config
 
@@ -116,12 +120,9 @@ def is_finished(config: DictConfig) -> bool:
 
 
 def has_begun(directory: Path) -> bool:
-    """Return whether a run has come to its first step, before which it writes its first checkpoint; say so if not."""
+    """Return whether a run has come to its first step, before which it writes its first checkpoint."""
     names = {file.name for file in directory.glob("checkpoints/*.ckpt")} - {"step_00000000.ckpt"}  # last.ckpt comes after it
-    if names or any((directory / name).exists() for name in ("images", "metrics.json")):
-        return True
-    log.warning("%s was stopped before its first step: starting there", directory)
-    return False
+    return bool(names) or any((directory / name).exists() for name in (BEGUN, "images", "metrics.json"))
 
 
 def lock_directory(directory: Path) -> "BaseFileLock":

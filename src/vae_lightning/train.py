@@ -24,6 +24,8 @@ def main(config: DictConfig) -> None:
     parts = experiment.build(config)
     with report.log_to(parts.directory / "train.log"), report.ending(parts):
         log.info(report.describe(parts.module, parts.data, parts.trainer.strategy.root_device.type))
+        for remark in parts.remarks:
+            log.warning(remark)
         experiment.fit(parts)
         figures, checkpoint = experiment.test(parts)
         report.finish(parts, figures, checkpoint)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, PositiveInt, validate_call
 from vae_lightning import durable, interruption
 from vae_lightning.checkpoints import file_of_step, keep
 from vae_lightning.provenance import envelope
+from vae_lightning.resuming import BEGUN
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class LastCheckpoint(Checkpoint):
         if not _is_rehearsal(trainer):
             if self._step == 0:
                 self._save(trainer, pl_module)
+                if trainer.is_global_zero and (mark := Path(trainer.default_root_dir) / BEGUN).parent.is_dir():
+                    durable.write(mark, b"")
             elif trainer.is_global_zero and (file := file_of_step(Path(trainer.default_root_dir), self._step)).exists():
                 durable.point(file.with_name("last.ckpt"), file.name)
             interruption.defer()
