@@ -29,8 +29,8 @@ from chaos.runs import (
     trained,
 )
 from conftest import DATA
-from vae_lightning import VAEModule, durable
-from vae_lightning.callbacks import LastCheckpoint
+from vae_lightning import VAEModule, durable, provenance
+from vae_lightning.callbacks import LastCheckpoint, checkpoints
 from vae_lightning.checkpoints import VerifiedFiles, file_of_step
 
 STOPS = {
@@ -232,6 +232,21 @@ def test_a_run_that_never_came_to_its_first_step_is_begun_there(stopped_once, tm
     assert train(tmp_path, f"resume={run}") == 0
     assert "was stopped before its first step: starting there" in capsys.readouterr().out
     assert differences(run, stopped_once[1]) == []
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(stopped, tmp_path, capsys, monkeypatch):
+    again = Path(shutil.copytree(stopped, tmp_path / "again", symlinks=True))
+    assert train(tmp_path, f"resume={again}") == 0
+    assert "Not bitwise" not in capsys.readouterr().out
+    here = provenance.envelope(torch.device("cpu"))
+    monkeypatch.setattr(checkpoints, "envelope", lambda device: {**here, "threads": 64})
+    assert train(tmp_path, f"resume={stopped}") == 0
+    assert f"Not bitwise the run that it was: threads {here['threads']} then, 64 now" in capsys.readouterr().out
+
+
+def test_deterministic_runs_are_the_same(tmp_path):
+    runs = [trained(tmp_path / name, *SHORT, "trainer.deterministic=true") for name in ("first", "second")]
+    assert differences(*runs) == []
 
 
 # -- numbers that aren't finite ---------------------------------------------------------------------------------------
