@@ -1,5 +1,7 @@
 """Stop a run after each of its steps, resume it, and hold what comes of it against the run that wasn't stopped."""
 
+import contextlib
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +21,8 @@ def main() -> None:
             stops = [(step,) for step in range(1, steps + 1)] + [(1, 2, 3)]
             same = 0
             for stop in stops:
-                run = stopped_and_resumed(Path(directory, "-".join(map(str, stop))), arguments, *stop)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    run = stopped_and_resumed(Path(directory, "-".join(map(str, stop))), arguments, *stop)
                 found = differences(run, whole)
                 same += not found
                 if found:
