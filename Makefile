@@ -96,7 +96,7 @@ bench: $(READY)  ## measure the speed as ratios, side by side; some of it with R
 	$(BIN)/python benchmarks/bench.py $(if $(ROWS),--rows '$(ROWS)') $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: chaos
-chaos: $(READY)  ## kill, signal, damage and starve runs by the hundred: the table of docs/reliability.md, in under an hour
+chaos: $(READY)  ## kill, signal, damage and starve runs by the hundred: the table of docs/reliability.md, in half an hour or more
 	for campaign in $$(grep -l '^if __name__' benchmarks/chaos/*.py); do \
 	  echo "$$campaign" && OMP_NUM_THREADS=1 $(BIN)/python $$campaign || failed=1; done; exit $${failed:-0}
 
