@@ -1,6 +1,7 @@
 """Where the files come from. Whatever the source, a file counts only by its SHA-256."""
 
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import http.client
@@ -229,13 +230,14 @@ def _is_first(lock: FileLock) -> bool:
         return True
     except Timeout:
         log.info("Waiting for another process, which is fetching the data")
-    while Path(lock.lock_file).exists():  # who fails removes it
-        try:
-            lock.acquire(blocking=False)
-            lock.release()
-            break
-        except Timeout:
-            time.sleep(0.1)
+    # Not by acquiring it, which would make it and its folder anew where who fails has just cleared them away.
+    with contextlib.suppress(FileNotFoundError), open(lock.lock_file, "rb") as file:
+        while Path(lock.lock_file).exists():
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
     return False
 
 
