@@ -14,7 +14,7 @@ ALLOWED = {
     "sweeps": set(),
     "configuration": set(),
     "guard": {"configuration"},
-    "directories": {"configuration", "durable"},
+    "directories": {"configuration", "durable", "interruption"},
     "commands": {"configuration", "guard", "directories", "interruption", "sweeps"},
     "resuming": {"configuration", "durable"},
     "networks": set(),

@@ -105,6 +105,8 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
                 raise ConfigurationError(
                     f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by"
                 )
+            if HydraConfig.get().run.dir == ".":  # another Hydra has made
+                interruption.leave_to_system()
             task(config)
         except BaseException as error:
             remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
@@ -179,8 +181,6 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
                 traceback.print_exc()
             job.problem = _explain(name, error).splitlines()[0]
             log.info(job.problem)
-            if settings.runtime.choices["hydra/launcher"] != "basic":
-                raise  # from another process Hydra alone brings the news
         except BaseException as stop:  # it ends the sweep; Lightning's answer to SIGTERM is an exit without a code
             job.problem = "interrupted"
             if isinstance(stop, SystemExit):

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from vae_lightning import durable
+from vae_lightning import durable, interruption
 from vae_lightning.configuration import ConfigurationError
 
 
@@ -53,6 +53,7 @@ def make_run_directory(name: str) -> Path:
     Raises:
         ConfigurationError: it isn't.
     """
+    interruption.heed()
     settings: Any = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN and settings.run.dir == ".":
         directory = make_directory(Path("outputs") / name)

@@ -85,6 +85,7 @@ def build(config: DictConfig) -> Experiment:
     """
     quieten_lightning()
     interruption.defer_no_longer()  # which a job of the same sweep may have left so
+    interruption.heed()
     seed = require("seed", config.seed, Seed)
     with torch.device("meta"):  # the model's shapes alone
         sketch = build_part("model", VAEModule, config.model, seed=seed)
@@ -259,6 +260,7 @@ def build_data_as_trained(config: DictConfig, trained_with: dict[str, Any], modu
         ConfigurationError: a value is refused.
         DatasetUnavailable: the data can't be had.
     """
+    interruption.heed()
     overrides = OmegaConf.create({key: value for key, value in config.items() if value is not None and key != "limit_test"})
     kept = {key: value for key, value in trained_with.items() if key not in overrides}
     data = build_part("data", MNISTDataModule, overrides, **kept)

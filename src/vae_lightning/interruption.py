@@ -27,7 +27,10 @@ class _Asked:
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into ``Interrupted`` meanwhile, so that what is half-done is cleared away."""
+    """Turn SIGTERM and Ctrl-C into ``Interrupted`` meanwhile, so that what is half-done is cleared away.
+
+    But for the time between ``leave_to_system`` and ``heed``.
+    """
     if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set handlers
         yield
         return
@@ -44,6 +47,23 @@ def heeded() -> Iterator[None]:
         _Asked.heeded, _Asked.deferred, _Asked.number = False, False, None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_to_system() -> None:
+    """Let signals end the process by themselves until ``heed``: while torch is imported, Python answers none for seconds.
+
+    For as long as nothing has been made that would have to be cleared away.
+    """
+    if _Asked.heeded:
+        for number in _NUMBERS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def heed() -> None:
+    """Answer signals from here on: something is about to be made."""
+    if _Asked.heeded:
+        for number in _NUMBERS:
+            signal.signal(number, _handle)
 
 
 def defer() -> None:
