@@ -103,13 +103,15 @@ def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_name_names_it
     assert differences(run, stopped_once[1]) == []
 
 
-@pytest.mark.parametrize("damage", ["flipped", "no sums", "gone"])
+@pytest.mark.parametrize("damage", ["flipped", "no sums", "empty", "gone"])
 def test_where_no_checkpoint_is_whole_nothing_is_done(stopped, damage):
     for file in (stopped / "checkpoints").iterdir():
         if damage == "flipped" and file.suffix == ".ckpt" and not file.is_symlink():
             file.write_bytes(flipped(file.read_bytes(), random.Random(1)))
         elif (damage == "no sums" and file.suffix == ".sha256") or damage == "gone":
             file.unlink()
+        elif damage == "empty" and not file.is_symlink():
+            file.write_bytes(b"")
     assert refused(stopped).endswith("none of its checkpoints is whole, so that nothing was done; start the run anew")
 
 
@@ -117,12 +119,14 @@ def test_where_no_checkpoint_is_whole_nothing_is_done(stopped, damage):
     ("key", "value"),
     [
         ("model.latent_dim", 3),
+        ("model.learning_rate", 0.5),
         ("data.batch_size", 40),
         ("data.binarization", "static"),
         ("seed", 7),
     ],
 )
 def test_another_model_data_or_seed_is_refused_by_its_key(stopped, key, value):
+    assert refused(stopped, f"{key}={value}").startswith(f"error: {key}={value}: a run keeps what it was begun with")
     file = stopped / ".hydra" / "config.yaml"
     config = OmegaConf.load(file)
     OmegaConf.update(config, key, value)
@@ -142,9 +146,9 @@ def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path):
 @pytest.mark.parametrize(
     "typed",
     [
-        "model.latent_dim=3",
-        "seed=7",
+        "trainer.precision=bf16-mixed",
         "trainer.max_steps=3",
+        "+model.nosuch=1",
         "experiment=aevb",
         "~data.name",
         "hydra.run.dir=x",
@@ -187,7 +191,7 @@ def test_another_length_is_refused_where_a_schedule_goes_by_it(tmp_path, typed, 
     )
 
 
-@pytest.mark.parametrize("kind", ["nosuch", "a file", "a sweep's"])
+@pytest.mark.parametrize("kind", ["nosuch", "empty", "a file", "a sweep's"])
 def test_what_is_no_run_directory_is_refused(tmp_path, kind):
     directory = tmp_path / "place"
     if kind == "a file":
@@ -218,7 +222,7 @@ def test_a_run_is_resumed_from_any_directory_though_its_data_was_named_from_anot
     assert differences(run, stopped_once[1]) == []
 
 
-@pytest.mark.parametrize("name", ["configured", "first checkpoint"])
+@pytest.mark.parametrize("name", ["first", "configured", "first checkpoint"])
 def test_a_run_that_never_came_to_its_first_step_is_begun_there(stopped_once, tmp_path, capsys, name):
     """As a process that was killed leaves it: without checkpoints, or with a first one that is unfinished."""
     run = tmp_path / "run"
