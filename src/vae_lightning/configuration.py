@@ -30,8 +30,6 @@ TARGETS = frozenset(
         "lightning.pytorch.callbacks.EarlyStopping",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
-        "lightning.pytorch.loggers.CSVLogger",
-        "lightning.pytorch.loggers.TensorBoardLogger",
         "vae_lightning.callbacks.BestCheckpoint",
         "vae_lightning.callbacks.Dashboard",
         "vae_lightning.callbacks.LastCheckpoint",
