@@ -33,6 +33,7 @@ ALLOWED = {
     "gallery": {"pictures", "plots", "objectives", "vae", "data"},
     "provenance": {"__version__"},
     "durable": set(),
+    "processes": {"configuration", "interruption"},
     "interruption": set(),
     "logs": set(),
     "callbacks": {
@@ -47,6 +48,7 @@ ALLOWED = {
         "interruption",
         "logs",
         "checkpoints",
+        "processes",
         "vae",
         "module",
         "data",
@@ -57,6 +59,7 @@ ALLOWED = {
         "directories",
         "resuming",
         "interruption",
+        "processes",
         "module",
         "data",
         "checkpoints",

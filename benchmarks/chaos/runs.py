@@ -98,12 +98,15 @@ def fit_by_lightning(checkpoint: Path | None, **settings: Any) -> list[torch.Ten
     data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=1, val_size=80, seed=1)
     data.prepare_data()
     data.setup()
-    images = [Batch(*(part[0] for part in batch)) for batch in data.train_dataloader()]
+    images = [tuple(each[0] for each in batch[:3]) for batch in data.train_dataloader()]
     seed_everything(1, verbose=False)
     module = VAEModule(latent_dim=2, hidden_dims=[16])
     trainer = Trainer(**{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, **settings})
     with warnings.catch_warnings(action="ignore"):
-        trainer.fit(module, DataLoader(images, 80, shuffle=True), ckpt_path=checkpoint, weights_only=True)
+        loader = DataLoader(
+            images, 80, shuffle=True, collate_fn=lambda parts: Batch(*map(torch.stack, zip(*parts, strict=True)))
+        )
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return [weight.detach() for weight in module.parameters()]
 
 

@@ -147,7 +147,10 @@ def step_to_resume(directory: Path, module: VAEModule, data: MNISTDataModule, tr
     """
     step, content, remarks = newest_whole(directory, trainer.max_steps)
     for group, part in (("model", module), ("data", data)):
-        stored, built = content[part.CHECKPOINT_HYPER_PARAMS_KEY], dict(part.hparams)
+        stored, built = dict(content[part.CHECKPOINT_HYPER_PARAMS_KEY]), dict(part.hparams)
+        if group == "data":  # which other processes may share
+            stored["batch_size"] *= content["envelope"].get("processes", 1)
+            built["batch_size"] *= trainer.world_size
         for key in built.keys() | stored.keys():
             if built.get(key) != stored.get(key):
                 raise ConfigurationError(

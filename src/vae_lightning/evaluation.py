@@ -91,7 +91,7 @@ def _measure(
     together = max(1, memory // _bytes_per_sample(module))
     estimates = []
     for rows in torch.split(torch.arange(len(batch.images), device=module.device), together):
-        part = Batch(*(each[rows] for each in batch))
+        part = batch.take(rows)
         posterior = module.vae.posterior(part.images, part.labels)
         estimate = ImportanceEstimate(len(rows))
         for start in range(0, samples, max(1, together // len(rows))):

@@ -21,10 +21,11 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from vae_lightning import interruption
+from vae_lightning import interruption, processes
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, step_to_resume
 from vae_lightning.configuration import TARGETS, ConfigurationError
@@ -71,7 +72,7 @@ class Experiment:
     throughput: Throughput
     directory: Path
     seed: int
-    lock: BaseFileLock
+    lock: BaseFileLock | None
     resumed_step: int | None
     remarks: list[str]
 
@@ -102,35 +103,48 @@ def build(config: DictConfig) -> Experiment:
             f"model.schedule={config.model.schedule}: asks for an end, trainer.max_epochs or trainer.max_steps"
         )
     refuse_empty_limits(config.trainer, data)
+    processes.refuse_sweeps(trainer)
+    processes.quieten(trainer)
     data.prepare_data()
     data.setup()
-    if config.resume is None:
-        interruption.defer()  # until report.ending, which removes the directory of a run that hasn't begun
-        directory = make_run_directory("train")
-    else:
-        directory = Path(config.resume)
-        use_run_directory(directory)
-    lock = lock_directory(directory)
-    resumed_step: int | None = None
-    remarks: list[str] = []
-    try:
+    directory = Path()
+    lock: BaseFileLock | None = None
+
+    def begin() -> tuple[str, int | None, list[str]]:
+        """Make or take the run directory, lock it, and find out where to go on; of several processes the first does so."""
+        nonlocal directory, lock
+        if config.resume is None:
+            interruption.defer()  # until report.ending, which removes the directory of a run that hasn't begun
+            directory = make_run_directory("train")
+        else:
+            directory = Path(config.resume)
+            use_run_directory(directory)
+        lock = lock_directory(directory)
         if config.resume is None:
             save_configuration(config, directory)
+            return str(directory), None, []
+        step: int | None = None
+        if has_begun(directory):
+            step, remarks = step_to_resume(directory, module, data, trainer)
         else:
-            if has_begun(directory):
-                resumed_step, remarks = step_to_resume(directory, module, data, trainer)
-            else:
-                remarks = [f"{directory} was stopped before its first step: starting there"]
-            store_configuration(config)
-            (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
+            remarks = [f"{directory} was stopped before its first step: starting there"]
+        store_configuration(config)
+        (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
+        return str(directory), step, remarks
+
+    try:
+        name, resumed_step, remarks = processes.from_first(trainer, begin)
+        directory = Path(name)
+        use_run_directory(directory)
         trainer = build_trainer(config, module, data, throughput, directory)
         if config.resume is not None:
             for logger in trainer.loggers:
                 logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
     except BaseException:
-        lock.release()
-        if config.resume is None:
-            shutil.rmtree(directory)
+        if lock is not None:
+            lock.release()
+            if config.resume is None:
+                shutil.rmtree(directory)
         raise
     return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks)
 
@@ -153,11 +167,12 @@ def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
     Returns:
         The figures, and the checkpoint; None where none was written, as by ``fast_dev_run``: the model is tested as it is.
     """
+    trainer = experiment.trainer
     try:
-        file = find_checkpoint(experiment.directory)
+        file = find_checkpoint(experiment.directory) if trainer.is_global_zero else None
     except FileNotFoundError:
         file = None
-    trainer = experiment.trainer
+    file = trainer.strategy.broadcast(file)
     trainer.test(experiment.module, experiment.data, ckpt_path=file, weights_only=True, verbose=False)
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}, file
 
@@ -340,20 +355,24 @@ def build_trainer(
         raise ConfigurationError(
             f"trainer.precision={config.trainer.precision}: not on a CPU, where Lightning would take bf16-mixed in its place"
         )
+    devices, nodes = (require(f"trainer.{key}", config.trainer[key], PositiveInt) for key in ("devices", "num_nodes"))
+    environment = processes.environment(devices, nodes)
+    several = {"strategy": DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True, timeout=processes.TIMEOUT)}
     callbacks = build_callbacks(config.callbacks, module, data)
     return build_part(
         "trainer",
         Trainer,
         config.trainer,
         accelerator=accelerator,
-        devices=1,
+        use_distributed_sampler=False,  # a data module's batches are shared by its own rule
+        **(several if devices * nodes > 1 else {}),
         callbacks=[throughput, *callbacks],
         # Without any, Lightning would add one of its own, that writes among the logs.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],
         default_root_dir=directory,
         profiler=Unprofiled(),
-        plugins=[VerifiedFiles()],
+        plugins=[VerifiedFiles(), environment],
     )
 
 
@@ -429,3 +448,7 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     # What it says of the validation with data.val_size=0, which was the user's intention.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    # On a machine that can start jobs of a cluster, of runs that aren't any.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
+    # What it says of the means of several processes, which all publish the mean over all of them.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\(.*, sync_dist=True\\)`")

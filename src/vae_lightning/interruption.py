@@ -79,9 +79,14 @@ def defer() -> None:
             signal.signal(number, _handle)
 
 
-def asked() -> bool:
-    """Return whether a signal was noted."""
-    return _Asked.number is not None
+def noted() -> int | None:
+    """Return the signal that was noted, if one was."""
+    return _Asked.number
+
+
+def note(number: int) -> None:
+    """Note a signal that came to another process of the same run."""
+    _Asked.number = number
 
 
 def check() -> None:

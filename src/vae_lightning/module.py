@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import Strategy
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
@@ -36,6 +37,18 @@ class _Means:
     def clear(self) -> None:
         self.sums: list[Tensor] = []  # of each batch, ``[len(names)]``: added when they are asked for, and not at each step
         self.images = 0
+        self.gathered = 0  # batches whose sums are those of all processes
+        self.gathered_images = 0
+
+    def gather(self, strategy: Strategy) -> None:
+        """Let each process know the sums of all; each has had as many batches."""
+        fresh = self.sums[self.gathered :]
+        if fresh:
+            images = fresh[0].new_tensor([self.images - self.gathered_images])
+            *sums, images = torch.split(strategy.reduce(torch.cat([*fresh, images]), reduce_op="sum"), len(self.names))
+            self.sums[self.gathered :] = sums
+            self.images = self.gathered_images + int(images)
+            self.gathered, self.gathered_images = len(self.sums), self.images
 
     def update(self, *values: Tensor) -> None:
         """Add one value per image, each ``[B]``, in the order of the names."""
@@ -72,12 +85,14 @@ class _Means:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from there, on a device."""
         self.sums, self.images = [sums.to(device) for sums in state["sums"]], state["images"]
+        self.gathered, self.gathered_images = len(self.sums), self.images
 
 
 class VAEModule(LightningModule):
     """A VAE with its loss, its optimiser and its figures.
 
-    The loss is the batch mean of minus the objective. All logged figures are nats per image, means weighted by images:
+    The loss is the batch mean of minus the objective, over the batches of all processes together where there are several. All
+    logged figures are nats per image, means weighted by images:
     ``train/…`` over the steps since the last logged one, ``train/…_epoch`` over the epoch, ``val/…`` and ``test/…`` over the
     whole split. ``elbo``, ``log_likelihood`` and ``kl`` are the unweighted bound and its terms whatever the objective, with the
     KL in closed form. In validation and test they come from one sample per image, and the loss is minus that bound;
@@ -263,10 +278,15 @@ class VAEModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss: the batch mean of minus the objective."""
         seen = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        noise = self.training_noise.of(seen, (self.num_samples, len(batch.images), self.latent_dim), batch.images.device)
+        images = len(batch.images)
+        noise = self.training_noise.of(seen, (self.num_samples, batch.total or images, self.latent_dim), batch.images.device)
+        if batch.total:
+            noise = noise[:, batch.first : batch.first + images]
         objective, log_likelihood, kl = self.training_objective(batch, noise, self.kl_weight)
         with torch.no_grad():
             self.window.update(-objective, log_likelihood - kl, log_likelihood, kl)
+        if batch.total:  # the mean of the processes' gradients is then that of all images, whatever their shares
+            return -objective.sum() * (self.trainer.world_size / batch.total)
         return -objective.mean()
 
     def on_train_start(self) -> None:
@@ -298,6 +318,7 @@ class VAEModule(LightningModule):
         Raises:
             FloatingPointError: one isn't finite, or wasn't at an earlier step.
         """
+        self._gather(self.window)
         if found := self.window.not_finite():
             batches, name, value = found
             step = self._window_from + batches // self.trainer.accumulate_grad_batches + 1
@@ -305,6 +326,7 @@ class VAEModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of what is yet to be logged."""
+        self._gather(self.window)
         checkpoint["figures"] = {
             "window": self.window.state_dict(),
             "epoch": self.epoch.state_dict(),
@@ -347,11 +369,13 @@ class VAEModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation set."""
+        self._gather(self.evaluation)
         self._publish(self.evaluation.means("val/"))
         self.evaluation.clear()
 
     def on_test_epoch_end(self) -> None:
         """Log the means over the test set."""
+        self._gather(self.evaluation)
         self._publish(self.evaluation.means("test/"))
         self.tested_images = self.evaluation.images
         self.evaluation.clear()
@@ -380,12 +404,17 @@ class VAEModule(LightningModule):
         """Return the importance-weighted bound of ``num_samples`` samples, ``[B]``, a few images at a time."""
         bounds = []
         for rows in torch.split(torch.arange(len(batch.images)), max(1, _DECODED_TOGETHER // self.num_samples)):
-            part = Batch(*(each[rows] for each in batch))
+            part = batch.take(rows)
             noise = evaluation_noise(part.indices, self.latent_dim, range(self.num_samples))
             bounds.append(self.objective(part, noise)[0])
         return torch.cat(bounds)
 
     # -- both ---------------------------------------------------------------------------------------------------------
+
+    def _gather(self, means: _Means) -> None:
+        """Add up what the processes that train together have summed, where there are several."""
+        if self.trainer.world_size > 1:
+            means.gather(self.trainer.strategy)
 
     def _publish(self, figures: dict[str, float]) -> None:
         """Hand figures to callbacks by name, and to the loggers.

@@ -245,7 +245,11 @@ def ending(parts: Experiment) -> Iterator[None]:
     try:
         interruption.defer_no_longer()
         yield
-    except interruption.Interrupted:
+    except (interruption.Interrupted, FloatingPointError) as end:
+        if not parts.trainer.is_global_zero:
+            raise SystemExit(0) from None  # all processes of the run come to the same end, and the first says so
+        if not isinstance(end, interruption.Interrupted):
+            raise
         step = max(parts.trainer.global_step, parts.resumed_step or 0)
         if step == 0 and parts.resumed_step is None:
             shutil.rmtree(parts.directory)
@@ -254,7 +258,8 @@ def ending(parts: Experiment) -> Iterator[None]:
             log.info("Stopped after %s steps; what was done is saved. Go on with\n  %s", f"{step:,}", command)
         raise
     finally:
-        parts.lock.release()
+        if parts.lock is not None:
+            parts.lock.release()
 
 
 def program(name: str) -> str:
@@ -289,8 +294,11 @@ class LogFile(logging.FileHandler):
 
 
 @contextmanager
-def log_to(file: Path) -> Iterator[None]:
-    """Write to a file what is logged on the terminal, with the time, and the traceback of what goes wrong."""
+def log_to(file: Path | None) -> Iterator[None]:
+    """Write to a file what is logged on the terminal, with the time, and the traceback of what goes wrong; None: to none."""
+    if file is None:
+        yield
+        return
     handler = LogFile(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)

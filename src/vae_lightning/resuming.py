@@ -1,5 +1,6 @@
 """Going on with a run where it stopped: with the configuration stored there, from its newest checkpoint that is whole."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 BEGUN = ".hydra/begun"
 """A file that says that a run has had a checkpoint, should they all be deleted."""
 
-REPLACEABLE = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "callbacks", "logger", "data.dir")
+REPLACEABLE = (
+    "trainer.max_epochs",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "callbacks",
+    "logger",
+    "data.dir",
+)
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
 
 
@@ -48,12 +57,15 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     except (OSError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"resume={directory}: no run directory that train has made ({error!s:.100})") from error
     max_epochs = config.get("trainer", {}).get("max_epochs")
+    processes = _processes(config)
     _find_data(config, begun_in)
     for override in OverridesParser.create().parse_overrides(list(typed)):
         _replace(config, override, composed)
     _find_data(config, Path.cwd())
     if max_epochs != config.trainer.max_epochs:
         _refuse_another_length(config)
+    if processes != _processes(config):
+        _share_anew(config, processes)
     check("train", config, [*map(str, overrides), *typed])
     if not config.callbacks.get("last"):
         raise ConfigurationError(f"resume={directory}: without callbacks.last a run keeps nothing to go on from")
@@ -110,6 +122,27 @@ def _refuse_another_length(config: DictConfig) -> None:
                 f"trainer.max_epochs={config.trainer.max_epochs}: model.{name}={model[name]} goes by the length of the run, "
                 "which is kept"
             )
+
+
+def _processes(config: DictConfig) -> int:
+    """Return how many processes a configuration asks for; one, where it says nothing that can be counted."""
+    trainer: Any = config.get("trainer", {})
+    counts = [trainer.get(key, 1) for key in ("devices", "num_nodes")]
+    return math.prod(each if isinstance(each, int) else 1 for each in counts)
+
+
+def _share_anew(config: DictConfig, before: int) -> None:
+    """Let other processes than before take the same batches together: a run keeps the images of its steps.
+
+    Raises:
+        ConfigurationError: they can't be shared.
+    """
+    together, now = config.data.batch_size * before, _processes(config)
+    if now < 1 or together % now:
+        raise ConfigurationError(
+            f"trainer.devices={config.trainer.devices}: the run's batches of {together} can't be shared by {now} processes"
+        )
+    config.data.batch_size = together // now
 
 
 def is_finished(config: DictConfig) -> bool:

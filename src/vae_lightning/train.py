@@ -22,13 +22,15 @@ def main(config: DictConfig) -> None:
     from vae_lightning import experiment, report
 
     parts = experiment.build(config)
-    with report.log_to(parts.directory / "train.log"), report.ending(parts):
+    first = parts.trainer.is_global_zero  # of the processes that train together
+    with report.log_to(parts.directory / "train.log" if first else None), report.ending(parts):
         log.info(report.describe(parts.module, parts.data, parts.trainer.strategy.root_device.type))
         for remark in parts.remarks:
             log.warning(remark)
         experiment.fit(parts)
         figures, checkpoint = experiment.test(parts)
-        report.finish(parts, figures, checkpoint)
+        if first:
+            report.finish(parts, figures, checkpoint)
 
 
 if __name__ == "__main__":

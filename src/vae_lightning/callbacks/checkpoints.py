@@ -12,6 +12,7 @@ from pydantic import ConfigDict, PositiveInt, validate_call
 
 from vae_lightning import durable, interruption
 from vae_lightning.checkpoints import file_of_step, keep
+from vae_lightning.processes import Agreement
 from vae_lightning.provenance import envelope
 from vae_lightning.resuming import BEGUN
 
@@ -38,6 +39,7 @@ class LastCheckpoint(Checkpoint):
         """Take how many optimiser steps may be lost."""
         self.every_n_steps = every_n_steps
         self._step = 0
+        self._agreement: Agreement | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the first one, or name the one that the run goes on from; from now on a signal is answered after a step."""
@@ -50,6 +52,8 @@ class LastCheckpoint(Checkpoint):
             elif trainer.is_global_zero and (file := file_of_step(Path(trainer.default_root_dir), self._step)).exists():
                 durable.point(file.with_name("last.ckpt"), file.name)
             interruption.defer()
+            if trainer.world_size > 1:
+                self._agreement = Agreement()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,16 +63,21 @@ class LastCheckpoint(Checkpoint):
         if step == self._step or _is_rehearsal(trainer):  # gradients are being accumulated
             return
         self._step = step
-        if step % self.every_n_steps == 0 or interruption.asked() or _something_ends(trainer, step, batch_idx):
+        asked = self._agreement.after_step() if self._agreement else interruption.noted() is not None
+        if step % self.every_n_steps == 0 or asked or _something_ends(trainer, step, batch_idx):
             self._save(trainer, pl_module)
-            interruption.check()
+            if asked or not self._agreement:
+                interruption.check()
 
     def on_validation_batch_start(self, *_: Any) -> None:
         """End if a signal came: the state before this validation is saved."""
-        interruption.check()
+        if not self._agreement:  # of several processes none can end alone: they go on to the next step
+            interruption.check()
 
     def on_train_end(self, *_: Any) -> None:
         """Let signals end the process at once again."""
+        if self._agreement:
+            self._agreement.at_end()
         interruption.defer_no_longer()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -79,11 +88,11 @@ class LastCheckpoint(Checkpoint):
             batches["completed"] = batches["processed"]
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
         loops["epoch_loop.val_loop.batch_progress"] = _BEFORE_VALIDATION
-        checkpoint["envelope"] = envelope(trainer.strategy.root_device)
+        checkpoint["envelope"] = _envelope(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say so if the run goes on where it can't come to the same last bit."""
-        then, now = checkpoint["envelope"], envelope(trainer.strategy.root_device)
+        then, now = checkpoint["envelope"], _envelope(trainer)
         differences = [f"{key} {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]
         if differences and trainer.training:
             log.warning("Not bitwise the run that it was: %s", "; ".join(differences))
@@ -135,7 +144,8 @@ class BestCheckpoint(Checkpoint):
             return
         self.best = value
         file = file_of_step(Path(trainer.default_root_dir), trainer.global_step)
-        if not file.exists():  # as it is after another step than an optimiser's, in the middle of accumulated gradients
+        written = trainer.strategy.broadcast(file.exists())
+        if not written:  # as it is after another step than an optimiser's, in the middle of accumulated gradients
             file = file.with_name(f"best_{trainer.global_step:08d}.ckpt")
             trainer.save_checkpoint(file)
         if trainer.is_global_zero:
@@ -159,6 +169,11 @@ def refuse_what_is_not_finite(trainer: Trainer, pl_module: LightningModule) -> N
                     f"{what} is not finite after step {trainer.global_step}, and isn't saved; try a lower model.learning_rate"
                 )
             what = f"the optimiser's state of {name}"
+
+
+def _envelope(trainer: Trainer) -> dict[str, str | int]:
+    """Return what the last bit of a run depends on beside its code."""
+    return envelope(trainer.strategy.root_device) | {"processes": trainer.world_size}
 
 
 def _is_rehearsal(trainer: Trainer) -> bool:

@@ -56,7 +56,10 @@ class LatentUse(Look):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the number of active latents of what is tested, over the images that it is tested on."""
-        tested = islice(trainer.test_dataloaders, int(trainer.num_test_batches[0]))  # type: ignore[arg-type]
+        if not trainer.is_global_zero:
+            return
+        images: Any = trainer.test_dataloaders
+        tested = islice(images.of_all(), int(trainer.num_test_batches[0]))
         count = int(active(encode(pl_module.vae, tested).loc).sum())  # type: ignore[arg-type]
         for logger in trainer.loggers:
             logger.log_metrics({"test/active_units": count}, step=trainer.global_step)

@@ -51,7 +51,8 @@ class Look(Callback, ABC):
             self._look(trainer, pl_module, trainer.current_epoch)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        interruption.check()  # after the last step of an epoch, which is saved
+        if trainer.world_size == 1:
+            interruption.check()  # after the last step of an epoch, which is saved
         if not trainer.is_global_zero:
             return
         self._looked_at_step = trainer.global_step

@@ -38,7 +38,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count a batch."""
-        self.images += len(batch.images)
+        self.images += batch.total or len(batch.images)
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
@@ -75,10 +75,11 @@ class Progress(Callback):
         self._started = time.perf_counter()
         self._validated = False
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        images = min(int(trainer.num_training_batches) * data.batch_size, len(data.train_indices))
+        together = data.batch_size * trainer.world_size
+        images = min(int(trainer.num_training_batches) * together, len(data.train_indices))
         look: dict[str, Any] = {"unit": " images", "unit_scale": True, "leave": False, "dynamic_ncols": True}
-        self._bar = tqdm(total=images, desc=self._line, disable=None, **look)
-        self._bar.update(batches * data.batch_size)
+        self._bar = tqdm(total=images, desc=self._line, disable=None if trainer.is_global_zero else True, **look)
+        self._bar.update(batches * together)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -87,7 +88,7 @@ class Progress(Callback):
         if self._bar is None or self._bar.disable:
             return
         latest: dict[str, float] = pl_module.latest  # type: ignore[assignment]
-        if self._bar.update(len(batch.images)) and latest:  # drawn ten times a second at most
+        if self._bar.update(batch.total or len(batch.images)) and latest:  # drawn ten times a second at most
             figures = f"loss {latest['train/loss']:.2f}, ELBO {latest['train/elbo']:.2f}"
             self._bar.set_postfix_str(figures, refresh=False)
 

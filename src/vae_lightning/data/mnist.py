@@ -8,7 +8,7 @@ from lightning import LightningDataModule
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 
-from vae_lightning.data.batches import Batch, Batches, Seed, ShuffledBatches, binarize, dequantize, keyed_generator
+from vae_lightning.data.batches import ALL, Batch, Batches, Seed, Share, ShuffledBatches, binarize, dequantize, keyed_generator
 from vae_lightning.data.sources import DATASETS, data_folder, fetch, read
 
 CLASSES = 10
@@ -44,8 +44,8 @@ class MNISTDataModule(LightningDataModule):
         Args:
             name: which set.
             dir: where its files lie or will be put; by default the user's cache folder.
-            batch_size: images per training step.
-            eval_batch_size: images per step of validation and test; moves no figure.
+            batch_size: images per training step, of each process.
+            eval_batch_size: images per step of validation and test, of each process; moves no figure.
             val_size: how many of the training images are held out for validation; 0 for none.
             split_seed: which ones.
             validate_on_test: look at the test images after each epoch, as the PyTorch VAE example does. Asks for
@@ -105,6 +105,11 @@ class MNISTDataModule(LightningDataModule):
         # Whether Apple's MPS selects bytes by index hasn't been tried.
         return torch.device("cpu") if device.type == "mps" else device
 
+    @property
+    def share(self) -> Share:
+        """Which of the processes that train together this one is."""
+        return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else ALL
+
     def prepare_data(self) -> None:
         """Fetch the files if they aren't there, verified by checksum."""
         fetch(self.dataset, self.folder)
@@ -125,7 +130,8 @@ class MNISTDataModule(LightningDataModule):
         """Return the training images in an order that is a function of (seed, epoch)."""
         drawing = binarize if self.binarization == "stochastic" else dequantize if self.dequantize else None
         images, labels = self.images["train"].to(self.device), self.labels["train"].to(self.device)
-        return ShuffledBatches(images, labels, self.train_indices, self.batch_size, self.seed, drawing, self._batches_done)
+        progress = self._batches_done
+        return ShuffledBatches(images, labels, self.train_indices, self.batch_size, self.seed, drawing, progress, self.share)
 
     def _batches_done(self) -> int:
         """Return how many batches of this epoch a run that goes on has been through, by the Trainer's own count."""
@@ -137,14 +143,16 @@ class MNISTDataModule(LightningDataModule):
             return self.test_dataloader()
         if not self.holds_out:
             return []
-        return self.split("val")
+        return self.split("val", share=self.share)
 
     def test_dataloader(self) -> Batches:
         """Return the test images."""
-        return self.split("test")
+        return self.split("test", share=self.share)
 
-    def split(self, name: Literal["train", "val", "test"], limit: int | None = None) -> Batches:
+    def split(self, name: Literal["train", "val", "test"], limit: int | None = None, share: Share = ALL) -> Batches:
         """Return a split for evaluation, in the order of its file and without a new draw; ``limit`` takes its first images.
+
+        It is whole, unless a process takes its share.
 
         Raises:
             ValueError: the split has no images.
@@ -161,7 +169,8 @@ class MNISTDataModule(LightningDataModule):
             images = binarize(images, keyed_generator(self.split_seed, 0))
         if self.dequantize:
             images = dequantize(images, keyed_generator(self.split_seed, ("train", "test").index(file), 1))
-        return Batches(images.to(self.device), self.labels[file].to(self.device), indices[:limit], self.eval_batch_size)
+        labels = self.labels[file].to(self.device)
+        return Batches(images.to(self.device), labels, indices[:limit], self.eval_batch_size, share)
 
     @property
     def shows_digits(self) -> bool:

@@ -1,0 +1,139 @@
+"""Several processes that train one model: what the first of them finds out for all, and what they must agree on."""
+
+import json
+import logging
+import os
+import shlex
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning import Trainer
+from lightning.pytorch.plugins.environments import (  # type: ignore[attr-defined]
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from vae_lightning import interruption
+from vae_lightning.configuration import ConfigurationError
+
+Environment = LightningEnvironment | SLURMEnvironment | TorchElasticEnvironment
+"""How the processes of a run come about and find each other."""
+
+_SHARED = "VAE_LIGHTNING_SHARED"  # what the first process tells those that it starts itself
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for another one, as for the first, which draws pictures at the end of an epoch."""
+
+
+def environment(devices: int, nodes: int) -> Environment:
+    """Return how the processes of a run come about and find each other: by torchrun, by srun, or started by the first one.
+
+    Raises:
+        ConfigurationError: as many have been started as the configuration doesn't ask for.
+    """
+    asked = f"trainer.devices={devices} trainer.num_nodes={nodes}"
+    if TorchElasticEnvironment.detect():
+        by, started = "torchrun", int(os.environ["WORLD_SIZE"])
+    else:
+        by, started = "srun", int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if started > 1 and started != devices * nodes:
+        raise ConfigurationError(f"{asked}: {devices * nodes} of one run, where {by} has started {started}")
+    if started > 1:
+        # Lightning's own requeueing off: a requeued job goes on from the run's own checkpoints.
+        return TorchElasticEnvironment() if by == "torchrun" else SLURMEnvironment(auto_requeue=False)
+    if nodes > 1:
+        raise ConfigurationError(f"{asked}: start the processes by torchrun or srun on each machine, as docs/scaling.md says")
+    return LightningEnvironment()
+
+
+def from_first(trainer: Trainer, find_out: Callable[[], Any]) -> Any:
+    """Return what the first process of a run finds out: in it by calling ``find_out``, in the others as it tells them.
+
+    Args:
+        trainer: which knows the processes.
+        find_out: returns what JSON holds; what it raises ends all of them.
+
+    Raises:
+        SystemExit: in another process, if it failed in the first, which says so.
+    """
+    if trainer.world_size == 1:
+        return find_out()
+    if (told := os.environ.get(_SHARED)) is not None and not trainer.is_global_zero:
+        return json.loads(told)
+    if _by_another(trainer):
+        trainer.strategy.setup_environment()  # all were started at once, and nothing is known to any but by a message
+        if not trainer.is_global_zero:
+            if (found := trainer.strategy.broadcast(None)) is None:
+                raise SystemExit(1)
+            return found
+    found = None
+    try:
+        found = find_out()
+    finally:
+        trainer.strategy.broadcast(found)  # nothing, where there is no connection yet
+    os.environ[_SHARED] = json.dumps(found)
+    return found
+
+
+def refuse_sweeps(trainer: Trainer) -> None:
+    """Check that a run of several processes, of which the first one starts the others by its own line, isn't a job of a sweep.
+
+    Raises:
+        ConfigurationError: it is; each of the others would begin the sweep anew.
+    """
+    settings: Any = HydraConfig.get()
+    if trainer.world_size > 1 and settings.mode == RunMode.MULTIRUN and not _by_another(trainer):
+        line = shlex.join(settings.overrides.task)
+        raise ConfigurationError(
+            f"trainer.devices={trainer.num_devices}: a job of a sweep is one process; without --multirun this one is begun by  "
+            f"python -m vae_lightning.train {line}"
+        )
+
+
+def _by_another(trainer: Trainer) -> bool:
+    """Return whether torchrun or srun starts the processes, all at once, and not the first one of them."""
+    return not isinstance(trainer.strategy.cluster_environment, LightningEnvironment)  # type: ignore[attr-defined]
+
+
+def quieten(trainer: Trainer) -> None:
+    """Let only the first process say what all know."""
+    if not trainer.is_global_zero:
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+class Agreement:
+    """Whether a signal came to some process: all know it at the same step, one after it came."""
+
+    def __init__(self) -> None:
+        """Join the other processes; called by all of them at the same time."""
+        self._group = torch.distributed.new_group(backend="gloo")  # on the CPU, so that no step waits for a GPU
+        self._answer: tuple[torch.Tensor, Any] | None = None
+
+    def after_step(self) -> bool:
+        """Return whether one had come to some process a step ago, which is then noted in each."""
+        noted = self._take()
+        number = torch.tensor(interruption.noted() or 0)
+        work = torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, self._group, async_op=True)  # type: ignore[arg-type]
+        self._answer = number, work
+        return noted
+
+    def at_end(self) -> bool:
+        """Return whether one has come to some process until now, which is then noted in each."""
+        self.after_step()
+        return self._take()
+
+    def _take(self) -> bool:
+        if self._answer is None:
+            return False
+        number, work = self._answer
+        work.wait()
+        self._answer = None
+        if signal := int(number):
+            interruption.note(signal)
+        return bool(signal)
