@@ -67,6 +67,8 @@ ALLOWED = {
         "likelihoods",
     },
     "report": {
+        "configuration",
+        "processes",
         "durable",
         "interruption",
         "logs",

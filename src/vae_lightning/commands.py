@@ -107,6 +107,7 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
                 )
             if HydraConfig.get().run.dir == ".":  # another Hydra has made
                 interruption.leave_to_system()
+            os.environ.pop("HYDRA_FULL_ERROR")  # or processes that the task starts would take it for the user's
             task(config)
         except BaseException as error:
             remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)

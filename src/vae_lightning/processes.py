@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Callable
 from datetime import timedelta
@@ -105,6 +106,21 @@ def quieten(trainer: Trainer) -> None:
     """Let only the first process say what all know."""
     if not trainer.is_global_zero:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def leave_to_first(trainer: Trainer) -> None:
+    """End a process where all of a run come to the same end, of which the first one tells.
+
+    Raises:
+        SystemExit: this is another one.
+    """
+    if not trainer.is_global_zero:
+        raise SystemExit(0)
+
+
+def has_lost_another(error: RuntimeError) -> bool:
+    """Return whether an error says that another process of the run is gone; torch raises it without a class of its own."""
+    return bool(re.search(r"gloo.*(peer|timed out)|NCCL.*(remote|abort|timeout|peer)", str(error), re.IGNORECASE | re.DOTALL))
 
 
 class Agreement:

@@ -15,8 +15,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vae_lightning import durable, interruption
+from vae_lightning import durable, interruption, processes
 from vae_lightning.checkpoints import load_data_settings, read, steps
+from vae_lightning.configuration import ConfigurationError
 from vae_lightning.data import Batches, MNISTDataModule
 from vae_lightning.experiment import Experiment
 from vae_lightning.likelihoods import kind_of_number
@@ -245,11 +246,17 @@ def ending(parts: Experiment) -> Iterator[None]:
     try:
         interruption.defer_no_longer()
         yield
-    except (interruption.Interrupted, FloatingPointError) as end:
-        if not parts.trainer.is_global_zero:
-            raise SystemExit(0) from None  # all processes of the run come to the same end, and the first says so
-        if not isinstance(end, interruption.Interrupted):
+    except FloatingPointError:
+        processes.leave_to_first(parts.trainer)
+        raise
+    except RuntimeError as error:
+        if not processes.has_lost_another(error):
             raise
+        raise ConfigurationError(
+            f"another process of this run has ended; go on with all of them by resume={parts.directory}"
+        ) from error
+    except interruption.Interrupted:
+        processes.leave_to_first(parts.trainer)
         step = max(parts.trainer.global_step, parts.resumed_step or 0)
         if step == 0 and parts.resumed_step is None:
             shutil.rmtree(parts.directory)

@@ -33,6 +33,10 @@ REPLACEABLE = (
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
 
 
+# What Hydra adds, and Lightning to the line of the processes that it starts.
+_NOT_TYPED = ("hydra.mode=", 'hydra.run.dir="."', "hydra.job.name=train_ddp_process_", "hydra.output_subdir=null")
+
+
 def stored_configuration(composed: DictConfig) -> DictConfig:
     """Return the configuration of the run that ``resume`` names, in which what was typed replaces what may be replaced.
 
@@ -83,7 +87,7 @@ def _find_data(config: DictConfig, begun_in: Path) -> None:
 def typed_beside_resume() -> list[str]:
     """Return the overrides that were typed beside ``resume=``; none where a sweep goes on with a job of its own."""
     settings: Any = HydraConfig.get()
-    of_hydra = [each for each in settings.overrides.hydra if not each.startswith("hydra.mode=")]
+    of_hydra = [each for each in settings.overrides.hydra if not each.startswith(_NOT_TYPED)]
     typed = [*settings.overrides.task, *(of_hydra if settings.mode != RunMode.MULTIRUN else ())]
     beside = [each for each in typed if not each.startswith("resume=")]
     return beside if len(beside) < len(typed) else []
