@@ -11,13 +11,13 @@ import pytest
 import torch
 from google.protobuf import text_format
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from vae_lightning import VAEModule
 from vae_lightning.callbacks import Dashboard, LatentPicture, LatentUse, PriorSamples, Progress, Projector, Reconstructions
 from vae_lightning.callbacks.latents import SETTLING_STEPS
 from vae_lightning.callbacks.progress import Throughput
+from vae_lightning.logs import RunLogger
 from vae_lightning.pictures import grid, reconstruction_grid, sample_grid
 from vae_lightning.provenance import commit_of
 
@@ -50,7 +50,7 @@ def read_bytes(content):
 def test_pictures_are_written_after_every_epoch_as_files_and_to_tensorboard(subset, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    logger = RunLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
     fit(subset, tmp_path, Reconstructions(), PriorSamples(), logger=logger)
     names = sorted(file.name for file in (tmp_path / "images").iterdir())
     assert names == [f"{kind}_{epoch:03d}.png" for kind in ("prior_samples", "reconstructions") for epoch in (1, 2)]
@@ -168,7 +168,7 @@ def test_only_two_latents_have_a_manifold(subset, tmp_path, caplog):
 def test_a_plot_is_the_same_picture_in_the_dashboard_and_as_a_file(subset, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    logger = RunLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
     fit(subset, tmp_path, LatentPicture("latents"), epochs=1, logger=logger)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     [shown] = events.Images("images/latents")
@@ -180,7 +180,7 @@ def test_a_plot_is_the_same_picture_in_the_dashboard_and_as_a_file(subset, tmp_p
 def test_the_projector_gets_codes_labels_and_digits(subset, tmp_path):
     from tensorboard.plugins.projector import projector_config_pb2
 
-    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    logger = RunLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
     module = fit(subset, tmp_path, Projector(count=50), epochs=1, logger=logger)
     folder = tmp_path / "tensorboard"
     config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), projector_config_pb2.ProjectorConfig())
@@ -193,6 +193,16 @@ def test_the_projector_gets_codes_labels_and_digits(subset, tmp_path):
     assert labels == [str(label) for label in subset.labels["test"][:50].tolist()]
     sprite = read(folder / embedding.sprite.image_path)[0]
     assert torch.equal(sprite[:28, 28:56], subset.images["test"][1, 0])
+
+
+def test_the_projector_keeps_the_codes_of_earlier_steps_of_a_run_that_goes_on(subset, tmp_path):
+    for epochs in (1, 2):
+        logger = RunLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+        fit(subset, tmp_path, Projector(count=50), epochs=epochs, logger=logger)
+    config = (tmp_path / "tensorboard" / "projector_config.pbtxt").read_text()
+    steps = re.findall(r'tensor_name: "posterior_means:(\d+)"', config)
+    assert len(steps) == 2
+    assert steps == sorted(steps)
 
 
 def test_without_tensorboard_there_is_no_dashboard_to_fill(subset, tmp_path):
@@ -227,7 +237,7 @@ def test_the_kl_of_each_latent_and_the_active_ones_are_logged(subset, tmp_path):
     from vae_lightning.metrics import active
     from vae_lightning.objectives import kl_per_dimension
 
-    logger = TensorBoardLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
+    logger = RunLogger(tmp_path, name="tensorboard", version="", default_hp_metric=False)
     module = fit(subset, tmp_path, LatentUse(), logger=logger)
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     images = subset.examples(1000).images

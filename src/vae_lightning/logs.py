@@ -4,18 +4,19 @@ import csv
 import logging
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import google_crc32c
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class EventFile(FileWriter):
         """Open a file in a directory, which is made; events of earlier files from ``purge_step`` on are no longer shown."""
         self.directory = directory
         self.files = files
-        self._records: RecordWriter | None = None
+        self._file: BinaryIO | None = None
         files.write(directory, self._open)
         self.add_event(Event(file_version="brain.Event:2"))
         if purge_step is not None:
@@ -71,7 +72,7 @@ class EventFile(FileWriter):
         os.makedirs(self.directory, exist_ok=True)
         # TensorBoard reads files by the order of their names, and a run may be resumed within the second.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter(open(os.path.join(self.directory, name), "xb"))  # noqa: SIM115
+        self._file = open(os.path.join(self.directory, name), "xb")  # noqa: SIM115
 
     def get_logdir(self) -> str:
         """Return the directory."""
@@ -85,18 +86,25 @@ class EventFile(FileWriter):
         self.files.write(self.directory, self._append, event.SerializeToString())
 
     def _append(self, content: bytes) -> None:
-        assert self._records is not None
-        self._records.write(content)
-        self._records.flush()
+        assert self._file is not None
+        length = struct.pack("<Q", len(content))
+        self._file.write(b"".join((length, _checksum(length), content, _checksum(content))))
+        self._file.flush()
 
     def flush(self) -> None:
         """Do nothing: all has been written."""
 
     def close(self) -> None:
         """Close the file."""
-        if self._records is not None:
+        if self._file is not None:
             with suppress(OSError):  # what a full disk left in the buffer is tried once more
-                self._records.close()
+                self._file.close()
+
+
+def _checksum(content: bytes) -> bytes:
+    """Return what follows each part of a record: its CRC-32C, masked; TensorBoard's own writer computes it in Python."""
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
 
 
 class EventWriter(SummaryWriter):
@@ -116,10 +124,6 @@ class EventWriter(SummaryWriter):
             self.all_writers = {self.log_dir: self.file_writer}
             self.purge_step = None  # what is written after a close() follows on this
         return self.file_writer
-
-    def add_embedding(self, *arguments: Any, **others: Any) -> None:
-        """Write the projector's files."""
-        self.files.write(self.log_dir, super().add_embedding, *arguments, **others)
 
 
 class RunLogger(TensorBoardLogger):
