@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vae_lightning import durable, interruption, processes
@@ -48,12 +49,14 @@ _CROSS_ENTROPIES = {
 }
 
 
-def describe(module: VAEModule, data: MNISTDataModule, accelerator: str) -> str:
+def describe(module: VAEModule, data: MNISTDataModule, trainer: Trainer) -> str:
     """Return a line that says what is about to be trained, on what."""
+    device = trainer.strategy.root_device.type
+    where = device if trainer.world_size == 1 else f"{device} in {trainer.world_size} processes"
     weights = sum(weight.numel() for weight in module.parameters())
     sizes = " + ".join(f"{len(indices):,}" for indices in (data.train_indices, data.val_indices, data.test_indices))
     return (
-        f"VAE with {module.latent_dim} latents and {weights:,} weights, on {accelerator}; "
+        f"VAE with {module.latent_dim} latents and {weights:,} weights, on {where}; "
         f"{data.dataset}: {sizes} images (training + validation + test)"
     )
 
@@ -214,6 +217,7 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         "seed": parts.seed,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "processes": trainer.world_size,
         "precision": trainer.precision,
         "test_images": parts.module.tested_images,
         "images_per_second": speed,

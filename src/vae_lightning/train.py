@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     parts = experiment.build(config)
     first = parts.trainer.is_global_zero  # of the processes that train together
     with report.log_to(parts.directory / "train.log" if first else None), report.ending(parts):
-        log.info(report.describe(parts.module, parts.data, parts.trainer.strategy.root_device.type))
+        log.info(report.describe(parts.module, parts.data, parts.trainer))
         for remark in parts.remarks:
             log.warning(remark)
         experiment.fit(parts)
