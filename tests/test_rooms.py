@@ -13,7 +13,8 @@ COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "ex
 ALLOWED = {
     "sweeps": set(),
     "summaries": {"configuration", "sweeps"},
-    "charts": {"summaries"},
+    "tables": {"summaries"},
+    "charts": {"summaries", "tables"},
     "configuration": set(),
     "guard": {"configuration"},
     "directories": {"configuration", "durable", "interruption"},
@@ -91,6 +92,7 @@ ALLOWED = {
             "commands",
             "resuming",
             "summaries",
+            "tables",
             "charts",
             "experiment",
             "report",
@@ -143,7 +145,7 @@ def test_a_room_imports_only_from_the_rooms_below_it(file):
     assert rooms <= ALLOWED[room_of(file)]
 
 
-@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", "summaries", *sorted(COMMANDS)])
+@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", "summaries", "tables", *sorted(COMMANDS)])
 def test_what_a_typo_waits_for_imports_nothing_heavy(room):
     top = {module.split(".")[0] for module, _, top in imports_of(PACKAGE / f"{room}.py") if top}
     assert not top & HEAVY

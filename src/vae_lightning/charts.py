@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vae_lightning.summaries import Combination, label
+from vae_lightning.summaries import Combination, Curve
+from vae_lightning.tables import label
 
 MOST = 8
 """Lines or points that are told apart in one chart."""
@@ -29,7 +30,7 @@ def elbo_against_latent_dim(combinations: Sequence[Combination]) -> Figure | Non
         None where fewer than two numbers of latents were tried.
     """
     key, names = "model.latent_dim", dict[str, str]()
-    lines: dict[str, list[tuple[int, float, float | None]]] = {}
+    lines: dict[str, Curve] = {}
     for each in combinations:
         if isinstance(each.settings.get(key), int) and "test/elbo" in each.figures:
             others = {other: value for other, value in each.settings.items() if other != key}
@@ -41,7 +42,7 @@ def elbo_against_latent_dim(combinations: Sequence[Combination]) -> Figure | Non
     best = sorted(lines, key=lambda line: max(elbo for _, elbo, _ in lines[line]), reverse=True)
     figure, axes = _axes("latents", "test ELBO, nats per image", len(lines))
     for style, line in zip(_STYLES, best, strict=False):
-        across, up, deviations = zip(*sorted(lines[line]), strict=True)
+        across, up, deviations = zip(*sorted(lines[line], key=lambda point: point[0]), strict=True)
         errors = np.array(deviations, dtype=float)
         axes.errorbar(across, up, errors, label=names[line] or None, capsize=3, markersize=5, **style)
     if sizes[-1] >= 8 * sizes[0]:
@@ -80,11 +81,11 @@ def rate_distortion(combinations: Sequence[Combination]) -> Figure | None:
     return figure
 
 
-def learning_curves(curves: Sequence[tuple[Combination, Sequence[tuple[int, float, float | None]]]], tried: int) -> Figure:
+def learning_curves(curves: Sequence[tuple[Combination, Curve]], tried: int) -> Figure:
     """Draw the validation ELBO over optimiser steps, with a band of one standard deviation to each side.
 
     Args:
-        curves: step, mean and deviation, of each combination that is drawn.
+        curves: of each combination that is drawn.
         tried: how many combinations there are.
     """
     figure, axes = _axes("optimiser step", "validation ELBO, nats per image", tried)

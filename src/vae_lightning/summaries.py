@@ -1,13 +1,11 @@
-"""What came of many runs: read from their directories, averaged over seeds, written as tables. No torch in this room."""
+"""What came of many runs: read from their directories, and averaged over seeds. No torch in this room."""
 
 import csv
-import io
 import json
 import logging
 import math
 import re
 import statistics
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,11 +24,7 @@ from vae_lightning import sweeps
 from vae_lightning.configuration import ConfigurationError
 
 FINISHED = "finished"
-LABELS = {"test/elbo": "test ELBO", "test/log_likelihood": "log-likelihood", "test/kl": "KL"}
-"""The figures of a table, as the training run itself calls them; the CSV files have all."""
-
 _MOVES_NO_FIGURE = ("resume", "sweep", "data.dir")  # data counts by its SHA-256, wherever it lies
-_COMPARED = ("data", "binarization", "dequantize", "likelihood", "samples", "evaluation_seed", "test_images")
 _DAMAGE = (
     OSError,
     ValueError,
@@ -42,7 +36,13 @@ _DAMAGE = (
     yaml.YAMLError,
     OmegaConfBaseException,
 )
-_WIDTH = 100
+"""What reading a file raises that is broken off, or another than expected."""
+
+Mean = tuple[float, float | None]
+"""Mean and sample standard deviation; None: of one value."""
+
+Curve = list[tuple[int, float, float | None]]
+"""Optimiser step, mean and sample standard deviation."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Job:
     @property
     def name(self) -> str:
         """The directory as one would type it from here, or the overrides."""
-        return _typed(self.directory) if self.directory else self.overrides
+        return _from_here(self.directory) if self.directory else self.overrides
 
     @cached_property
     def identity(self) -> frozenset[str]:
@@ -88,13 +88,13 @@ class Combination:
     Attributes:
         settings: what sets it apart from the other combinations.
         jobs: one for each seed.
-        figures: mean and sample standard deviation over the jobs, None of one job, of each figure that all of them have.
+        figures: over the jobs, of each figure that all of them have.
         number: its place among the others, from 1.
     """
 
     settings: dict[str, Any]
     jobs: list[Job]
-    figures: dict[str, tuple[float, float | None]]
+    figures: dict[str, Mean]
     number: int = 0
 
 
@@ -133,7 +133,7 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(path))]
 
 
-def _typed(path: Path) -> str:
+def _from_here(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -144,9 +144,12 @@ def _read(directory: Path) -> Job | None:
     file = directory / ".hydra" / "config.yaml"
     try:
         config = _load_yaml(file)
-        if "model" not in config:
+        if isinstance(config, dict) and "model" not in config:
             return None
-        job.seed, job.settings = int(config.pop("seed")), _resolved(config, directory)
+        job.settings = _resolved(config, directory)
+        job.seed = job.settings.pop("seed")
+        for key in _MOVES_NO_FIGURE:
+            job.settings.pop(key, None)
         file = directory / "metrics.json"
         if sweeps.is_finished(directory):
             job.figures, job.protocol = _load_figures(file)
@@ -169,14 +172,14 @@ def _load_yaml(file: Path) -> Any:
 
 
 def _resolved(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Return a configuration without references, keys in dots, and without what moves no figure."""
+    """Return a configuration with keys in dots and what it refers to in place of the references, without its loggers."""
     config.pop("logger", None)
     settings: dict[str, Any] = {"runtime": {}}
     if "${hydra:" in str(config):
         settings = _load_yaml(directory / ".hydra" / "hydra.yaml")["hydra"]
     with sweeps.as_in_job(OmegaConf.create(settings)):
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    return {key: value for key, value in _leaves(resolved) if key not in _MOVES_NO_FIGURE}
+    return dict(_leaves(resolved))
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -233,7 +236,7 @@ def _never_begun(file: Path, runs: Iterable[Path]) -> list[Job]:
         return []
     wanted = [{each for each in job if not each.startswith("hydra")} for job in asked]
     common = set.intersection(*wanted) if len(wanted) > 1 else set()
-    problem = f"or refused at once: asked for in {_typed(file)}"
+    problem = f"or refused at once: asked for in {_from_here(file)}"
     return [
         Job(None, "never begun", problem, " ".join(each for each in job if each not in common))
         for job, overrides in zip(asked, wanted, strict=True)
@@ -303,7 +306,7 @@ def differing_keys(jobs: Iterable[Job]) -> list[str]:
     return [key for key in keys if len({repr(settings[key]) if key in settings else "" for settings in read}) > 1]
 
 
-def _averages(jobs: Sequence[Job]) -> dict[str, tuple[float, float | None]]:
+def _averages(jobs: Sequence[Job]) -> dict[str, Mean]:
     averages = {}
     for name in jobs[0].figures:
         values = [job.figures[name] for job in jobs if name in job.figures]
@@ -312,19 +315,17 @@ def _averages(jobs: Sequence[Job]) -> dict[str, tuple[float, float | None]]:
     return averages
 
 
-def mean_curves(
-    combinations: Iterable[Combination], most: int
-) -> tuple[list[tuple[Combination, list[tuple[int, float, float | None]]]], list[Job]]:
-    """Return the mean learning curves of the first combinations that have any, and their jobs that haven't.
+def mean_curves(combinations: Iterable[Combination], most: int) -> tuple[list[tuple[Combination, Curve]], list[Job]]:
+    """Return the mean learning curves of the first combinations that have any.
 
     Args:
         combinations: in the order in which they are taken.
         most: how many curves.
 
     Returns:
-        Step, mean and sample standard deviation of each, None of one job, at the steps for which all its jobs have a value.
+        The curves, at the steps for which all jobs of a combination have a value; the jobs without one.
     """
-    curves: list[tuple[Combination, list[tuple[int, float, float | None]]]] = []
+    curves: list[tuple[Combination, Curve]] = []
     without: list[Job] = []
     for each in combinations:
         if len(curves) == most:
@@ -338,175 +339,5 @@ def mean_curves(
     return curves, without
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+def _mean(values: Sequence[float]) -> Mean:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-# -- words and tables -------------------------------------------------------------------------------------------------
-
-
-def text_of(value: Any) -> str:
-    """Return a value of the configuration as it is typed."""
-    if isinstance(value, list):
-        return f"[{','.join(map(text_of, value))}]"
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-
-
-def label(settings: Mapping[str, Any], number: int | None = None) -> str:
-    """Return settings as a line that fits below a chart: keys by their last word, and the number where not all find room."""
-    text = ", ".join(f"{key.rpartition('.')[2]}={text_of(value)}" for key, value in settings.items())
-    if len(text) <= 50:
-        return text
-    return f"no. {number}: {text[:40]}…" if number else f"{text[:49]}…"
-
-
-def table(combinations: Sequence[Combination], sort: str) -> str:
-    """Return a row for each combination, at most 100 characters wide where the settings allow it."""
-    figures = {name: _aligned(cells) for name, cells in _cells(combinations, sort).items()}
-    counts = [str(len(each.jobs)) for each in combinations]
-    columns = [["n", *counts], *([LABELS.get(name, name), *cells] for name, cells in figures.items())]
-    columns = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
-    tokens = [[f"{key}={text_of(value)}" for key, value in each.settings.items()] for each in combinations]
-    left = _WIDTH - sum(len(column[0]) + 2 for column in columns) - 7
-    wrapped = [["combination"], *(_wrapped(row, left) for row in tokens)]
-    width = max(len(line) for lines in wrapped for line in lines)
-    rows = []
-    for number, (first, *rest) in enumerate(wrapped):
-        cells = [str(number or "").rjust(3), first.ljust(width), *(column[number] for column in columns)]
-        rows += [f"  {'  '.join(cells)}".rstrip(), *(f"{'':7}{line}" for line in rest)]
-    return "\n".join(rows)
-
-
-def _wrapped(tokens: Sequence[str], width: int) -> list[str]:
-    lines = textwrap.wrap(" ".join(tokens), width, break_long_words=False, break_on_hyphens=False) or ["all runs"]
-    return lines if len(lines) <= 4 else [*lines[:3], f"… {len(tokens)} keys: summary.csv"]
-
-
-def _cells(combinations: Sequence[Combination], sort: str) -> dict[str, list[tuple[float, float | None] | None]]:
-    """Return the columns of figures that are shown."""
-    names = dict.fromkeys([*LABELS, sort])
-    columns = {name: [each.figures.get(name) for each in combinations] for name in names}
-    return {name: column for name, column in columns.items() if any(column)}
-
-
-def _aligned(cells: Sequence[tuple[float, float | None] | None]) -> list[str]:
-    """Return means and deviations one below the other."""
-    means = [f"{cell[0]:.2f}" if cell else "" for cell in cells]
-    deviations = ["" if cell is None or cell[1] is None else f"{cell[1]:.2f}" for cell in cells]
-    width = max(map(len, deviations))
-    return [
-        mean.rjust(max(map(len, means))) + (f" ± {deviation:>{width}}" if deviation else " " * (width + 3) * bool(width))
-        for mean, deviation in zip(means, deviations, strict=True)
-    ]
-
-
-def remarks(jobs: Sequence[Job], combinations: Sequence[Combination]) -> list[str]:
-    """Return what must be known to read the figures: what they are, and where they don't compare."""
-    counted = [job for each in combinations for job in each.jobs]
-    said = ["mean ± sample standard deviation over the n seeds of a combination, in nats per image"]
-    said += list(dict.fromkeys(str(job.protocol.get("meaning")) for job in counted))
-    for key in _COMPARED:
-        values = dict.fromkeys(text_of(job.protocol.get(key)) for job in counted)
-        if len(values) > 1:
-            said.append(f"not all compare with each other, for {key} differs: {'; '.join(values)}")
-    for each in combinations:
-        incomplete = dict.fromkeys(name for job in each.jobs for name in job.figures if name not in each.figures)
-        if incomplete:
-            said.append(f"not averaged, as not all jobs of combination {each.number} have it: {', '.join(incomplete)}")
-    return said
-
-
-def not_counted(jobs: Sequence[Job]) -> list[tuple[str, str, str, str]]:
-    """Return state, name, settings and problem of each job that no mean holds."""
-    keys = differing_keys(jobs)
-    rows = []
-    for job in jobs:
-        if job.state != FINISHED:
-            settings = {key: job.settings[key] for key in keys[:4] if key in job.settings} | {"seed": job.seed}
-            known = " ".join(f"{key}={text_of(value)}" for key, value in settings.items() if job.settings)
-            rows.append((job.state, job.name, known, job.problem))
-    return rows
-
-
-def listing(rows: Sequence[tuple[str, str, str, str]], jobs: int) -> str:
-    """Return what isn't counted as lines for the terminal."""
-    lines = [f"Not counted, {len(rows)} of {jobs} jobs:"]
-    for state, name, known, problem in rows:
-        lines.append(f"  {state:<11}  {name}  {known}".rstrip())
-        lines += textwrap.wrap(problem, _WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)
-    return "\n".join(lines)
-
-
-def markdown(
-    combinations: Sequence[Combination],
-    sort: str,
-    said: Sequence[str],
-    rows: Sequence[tuple[str, str, str, str]],
-    plots: Sequence[str],
-) -> str:
-    """Return a page with the table, what must be known to read it, what isn't counted, and the plots."""
-    keys = list(dict.fromkeys(key for each in combinations for key in each.settings))
-    figures = _cells(combinations, sort)
-    head = [*keys, "n", *(LABELS.get(name, name) for name in figures)]
-    lines = ["# Summary", "", _row(head), _row([*("---" for _ in keys), *("---:" for _ in head[len(keys) :])])]
-    for number, each in enumerate(combinations):
-        settings = [text_of(each.settings[key]) if key in each.settings else "" for key in keys]
-        cells = [_aligned([column[number]])[0] for column in figures.values()]
-        lines.append(_row([*settings, str(len(each.jobs)), *cells]))
-    lines += ["", f"Sorted by `{sort}`.", "", *(f"- {each}" for each in said)]
-    if rows:
-        lines += [
-            "",
-            "## Not counted",
-            "",
-            _row(["state", "job", "settings", "what is known"]),
-            _row(["---"] * 4),
-            *map(_row, rows),
-        ]
-    for name in plots:
-        lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def combinations_csv(combinations: Sequence[Combination]) -> str:
-    """Return a row for each combination: its settings, the number of its jobs, mean and deviation of each figure."""
-    keys = dict.fromkeys(key for each in combinations for key in each.settings)
-    figures = dict.fromkeys(name for each in combinations for name in each.figures)
-    head = [*keys, "n", *(f"{name} {what}" for name in figures for what in ("mean", "std"))]
-    rows = [
-        [
-            *(text_of(each.settings[key]) if key in each.settings else "" for key in keys),
-            len(each.jobs),
-            *(value for name in figures for value in each.figures.get(name, (None, None))),
-        ]
-        for each in combinations
-    ]
-    return _csv([head, *rows])
-
-
-def jobs_csv(jobs: Sequence[Job]) -> str:
-    """Return a row for each job, counted or not."""
-    keys = differing_keys(jobs)
-    figures = dict.fromkeys(name for job in jobs for name in job.figures)
-    rows = [
-        [
-            job.name,
-            job.state,
-            *(text_of(job.settings[key]) if key in job.settings else "" for key in keys),
-            job.seed,
-            *(job.figures.get(name) for name in figures),
-            job.problem,
-        ]
-        for job in jobs
-    ]
-    return _csv([["job", "state", *keys, "seed", *figures, "problem"], *rows])
-
-
-def _csv(rows: Iterable[Iterable[Any]]) -> str:
-    written = io.StringIO()
-    csv.writer(written).writerows(rows)
-    return written.getvalue()

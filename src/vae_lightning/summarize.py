@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lightning import durable, summaries
+from vae_lightning import durable, summaries, tables
 from vae_lightning.commands import command
 from vae_lightning.configuration import ConfigurationError
 from vae_lightning.directories import make_run_directory, save_configuration
@@ -18,12 +18,12 @@ def main(config: DictConfig) -> None:
     """Average the test figures over seeds, and write them as tables and charts."""
     named = [str(each) for each in (config.sweep if OmegaConf.is_list(config.sweep) else [config.sweep])]
     jobs = summaries.find_jobs([Path(each).expanduser() for each in named])
-    left_out = summaries.not_counted(jobs)
+    left_out = tables.not_counted(jobs)
     if len(left_out) == len(jobs):
-        log.info(summaries.listing(left_out, len(jobs)))
+        log.info(tables.listing(left_out, len(jobs)))
         raise ConfigurationError(f"sweep={','.join(named)}: none of its {len(jobs)} jobs is finished")
     combinations = summaries.combine(jobs, str(config.sort))
-    remarks = summaries.remarks(jobs, combinations)
+    remarks = tables.remarks(combinations)
     from vae_lightning import charts  # here, so that a mistake is answered without waiting for matplotlib
 
     curves, without = summaries.mean_curves(combinations, charts.MOST)
@@ -39,18 +39,18 @@ def main(config: DictConfig) -> None:
     directory = make_run_directory("summarize")
     save_configuration(config, directory)
     texts = {
-        "summary.csv": summaries.combinations_csv(combinations),
-        "jobs.csv": summaries.jobs_csv(jobs),
-        "summary.md": summaries.markdown(combinations, str(config.sort), remarks, left_out, list(drawn)),
+        "summary.csv": tables.combinations_csv(combinations),
+        "jobs.csv": tables.jobs_csv(jobs),
+        "summary.md": tables.markdown(combinations, str(config.sort), remarks, left_out, list(drawn)),
     }
     for name, text in texts.items():
         durable.write(directory / name, text.encode())
     for name, figure in drawn.items():
         for form in ("png", "pdf"):
             figure.savefig(directory / f"{name}.{form}", dpi=200)
-    shown = [summaries.table(combinations, str(config.sort)), "\n".join(f"  {remark}" for remark in remarks)]
+    shown = [tables.table(combinations, str(config.sort)), "\n".join(f"  {remark}" for remark in remarks)]
     if left_out:
-        shown.append(summaries.listing(left_out, len(jobs)))
+        shown.append(tables.listing(left_out, len(jobs)))
     shown.append(f"{', '.join([*texts, *(f'{name}.png' for name in drawn)])} in {directory}")
     log.info("\n%s", "\n\n".join(shown))
 
