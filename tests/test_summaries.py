@@ -322,6 +322,8 @@ def test_rate_and_distortion_are_drawn_on_lines_of_equal_elbo(tmp_path):
     assert len(told) >= 2
     for text, (rate, distortion) in told.items():
         assert rate + distortion == pytest.approx(float(text.removeprefix("ELBO −")), rel=1e-3)
+        left, right = axes.get_xlim()
+        assert min(abs((rate - left) / (right - left) - edge) for edge in (0.07, 0.93)) < 0.03  # away from the points
 
 
 def test_of_more_than_eight_combinations_the_first_are_drawn_and_the_chart_says_so(tmp_path):
@@ -329,6 +331,24 @@ def test_of_more_than_eight_combinations_the_first_are_drawn_and_the_chart_says_
     [axes] = charts.rate_distortion(combinations).axes
     assert [container.get_label() for container in axes.containers] == [f"kl_weight={number}" for number in range(8)]
     assert axes.get_title().startswith("the first 8 of 10 combinations")
+
+
+def test_one_epoch_of_one_seed_is_a_point(tmp_path):
+    combinations = combined(tmp_path, [(-100.0, 25.0, {})])
+    [axes] = charts.learning_curves([(combinations[0], [(10, -130.0, None)])], 1).axes
+    assert axes.lines[0].get_xydata().tolist() == [[10, -130]]
+    assert axes.get_ylim()[0] < -130 < axes.get_ylim()[1]
+
+
+def test_a_mean_curve_goes_as_far_as_all_seeds_do(tmp_path):
+    for seed, values in ((1, {10: -130.0, 20: -120.0, 30: -110.0}), (2, {10: -134.0, 20: -121.0})):
+        (leave(tmp_path / str(seed), -100.0, seed=seed) / "csv").mkdir()
+        rows = "".join(f"{step},{value}\n{step},\n" for step, value in (values | {40: np.nan}).items())
+        (tmp_path / str(seed) / "csv" / "metrics.csv").write_text(f"step,val/elbo\n{rows}")
+    leave(tmp_path / "3", -100.0, seed=3)
+    [(_, curve)], [without] = summaries.mean_curves(summaries.combine(summaries.find_jobs([tmp_path]), "test/elbo"), 8)
+    assert without.seed == 3
+    assert curve == [(10, -132.0, pytest.approx(8**0.5)), (20, -120.5, pytest.approx(0.5**0.5))]
 
 
 # -- a real sweep -----------------------------------------------------------------------------------------------------
@@ -393,6 +413,8 @@ def test_a_real_sweep_is_summarized_with_its_curves_and_what_was_never_begun(tra
     [axes] = charts.learning_curves(curves, len(curves)).axes
     assert [line.get_label() for line in axes.lines] == ["latent_dim=2", "latent_dim=3"]
     band = axes.collections[0].get_paths()[0].vertices
+    low, high = axes.get_ylim()
+    assert low < min(curve[-1][1] for _, curve in curves) < max(curve[-1][1] for _, curve in curves) < high
     step, mean, deviation = curves[0][1][1]
     assert sorted({round(y, 4) for x, y in band if x == step}) == [round(mean - deviation, 4), round(mean + deviation, 4)]
 
@@ -404,5 +426,5 @@ def test_a_summary_needs_no_torch_and_says_which_run_has_no_log(trained_sweep, t
     assert finished.returncode == 0
     imported = {line.rsplit("|", 1)[1].strip() for line in finished.stderr.splitlines() if line.startswith("import time:")}
     assert imported & {"torch", "lightning", "matplotlib"} == {"matplotlib"}
-    assert "without a learning curve, as no val/elbo was logged: runs/0\n" in finished.stdout
+    assert "without a learning curve, for their logs hold no val/elbo: runs/0\n" in finished.stdout
     assert [line for line in finished.stderr.splitlines() if not line.startswith("import time:")] == []

@@ -84,16 +84,22 @@ def rate_distortion(combinations: Sequence[Combination]) -> Figure | None:
 def learning_curves(curves: Sequence[tuple[Combination, Curve]], tried: int) -> Figure:
     """Draw the validation ELBO over optimiser steps, with a band of one standard deviation to each side.
 
+    The frame goes down to where the curves are after a third of their steps: their steep beginnings would hide how they end.
+
     Args:
         curves: of each combination that is drawn.
         tried: how many combinations there are.
     """
     figure, axes = _axes("optimiser step", "validation ELBO, nats per image", tried)
+    lowest, highest = np.inf, -np.inf
     for style, (each, curve) in zip(_STYLES, curves, strict=False):
         steps, means, deviations = (np.array(values, dtype=float) for values in zip(*curve, strict=True))
         name = label(each.settings, each.number)
         axes.plot(steps, means, label=name, markersize=4, markevery=max(1, len(steps) // 10), **style)
         axes.fill_between(steps, means - deviations, means + deviations, color=style["color"], alpha=0.2, linewidth=0)
+        lowest, highest = min(lowest, means[len(means) // 3 :].min()), max(highest, np.fmax(means + deviations, means).max())
+    space = 0.05 * (highest - lowest) or 1.0
+    axes.set_ylim(lowest - space, highest + space)
     _legend(figure, axes)
     return figure
 

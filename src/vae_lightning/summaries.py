@@ -252,11 +252,12 @@ def learning_curve(job: Job) -> dict[int, float]:
     assert job.directory is not None
     for table in job.directory.glob("*/metrics.csv"):
         with suppress(*_DAMAGE), table.open(newline="") as lines:
-            return {int(row["step"]): float(row["val/elbo"]) for row in csv.DictReader(lines) if row.get("val/elbo")}
+            elbos = {int(row["step"]): float(row["val/elbo"]) for row in csv.DictReader(lines) if row.get("val/elbo")}
+            return {step: elbo for step, elbo in elbos.items() if math.isfinite(elbo)}
     for folder in {events.parent for events in job.directory.glob("*/events.out.tfevents.*")}:
         log = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: all of them
         if "val/elbo" in log.Tags()["scalars"]:
-            return {event.step: event.value for event in log.Scalars("val/elbo")}
+            return {event.step: event.value for event in log.Scalars("val/elbo") if math.isfinite(event.value)}
     return {}
 
 

@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     curves, without = summaries.mean_curves(combinations, charts.MOST)
     if without:
         more = f" and {len(without) - 1} more" if len(without) > 1 else ""
-        remarks.append(f"without a learning curve, as no val/elbo was logged: {without[0].name}{more}")
+        remarks.append(f"without a learning curve, for their logs hold no val/elbo: {without[0].name}{more}")
     figures = {
         "elbo_against_latent_dim": charts.elbo_against_latent_dim(combinations),
         "rate_distortion": charts.rate_distortion(combinations),
