@@ -78,10 +78,10 @@ def _run(name: str, task: Callable[[DictConfig], None], positional: str | None) 
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
         print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
         return
-    # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
-    # is the default of experiment.
     if positional:
         _name_paths(positional)
+    # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
+    # is the default of experiment.
     overrides = _typed().overrides
     flags = [each for each in sys.argv[1:] if each not in overrides]
     sys.argv[1:] = [*(each for each in overrides if each != "experiment=null"), *flags]
