@@ -9,9 +9,12 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "summarize", "train_classifier"}
 ALLOWED = {
     "sweeps": set(),
+    "summaries": {"configuration", "sweeps"},
+    "tables": {"summaries"},
+    "charts": {"summaries", "tables"},
     "configuration": set(),
     "guard": {"configuration"},
     "directories": {"configuration", "durable", "interruption"},
@@ -90,8 +93,12 @@ ALLOWED = {
         command: {
             "configuration",
             "directories",
+            "durable",
             "commands",
             "resuming",
+            "summaries",
+            "tables",
+            "charts",
             "experiment",
             "report",
             "evaluation",
@@ -109,7 +116,7 @@ ALLOWED = {
         for command in COMMANDS
     },
 }
-HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio"}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "matplotlib"}
 
 
 def files():
@@ -143,7 +150,7 @@ def test_a_room_imports_only_from_the_rooms_below_it(file):
     assert rooms <= ALLOWED[room_of(file)]
 
 
-@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", *sorted(COMMANDS)])
+@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", "summaries", "tables", *sorted(COMMANDS)])
 def test_what_a_typo_waits_for_imports_nothing_heavy(room):
     top = {module.split(".")[0] for module, _, top in imports_of(PACKAGE / f"{room}.py") if top}
     assert not top & HEAVY

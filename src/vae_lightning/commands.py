@@ -19,6 +19,7 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser  # the one way to read the command line as Hydra does
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -41,8 +42,12 @@ from vae_lightning.directories import make_directory, nearest_standing, remove_i
 log = logging.getLogger(__name__)
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Make a command line of a function of a configuration; ``name`` is its root file in ``configs/``.
+def command(name: str, positional: str | None = None) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a command line of a function of a configuration.
+
+    Args:
+        name: its root file in ``configs/``.
+        positional: the key that a path is for which is typed without one; of a command that runs once, for several paths.
 
     A mistake ends it with exit code 1 and a line or two, or the whole traceback where ``HYDRA_FULL_ERROR=1`` is set.
     """
@@ -54,7 +59,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
             try:
                 with interruption.heeded():
-                    _run(name, task)
+                    _run(name, task, positional)
             except Exception as error:
                 if traceback_wanted or not _is_told(error):
                     raise
@@ -67,12 +72,14 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
     return decorate
 
 
-def _run(name: str, task: Callable[[DictConfig], None]) -> None:
+def _run(name: str, task: Callable[[DictConfig], None], positional: str | None) -> None:
     """Run a task under Hydra, once or for each job of a sweep."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
         print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
         return
+    if positional:
+        _name_paths(positional)
     # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
     # is the default of experiment.
     overrides = _typed().overrides
@@ -92,6 +99,8 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     if typed.overrides and not typed.cfg:
         check_typed(name, typed)
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
+        if positional:
+            raise ConfigurationError(f"--multirun: {name} runs once, over all that is named")
         _run_sweep(name, task, typed)
         return
     standing = nearest_standing(_value("hydra.run.dir", typed.overrides) or ".")
@@ -101,10 +110,6 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
         try:
             overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # list() would resolve what they refer to
             check(name, config, overrides)
-            if config.get("sweep") is not None:
-                raise ConfigurationError(
-                    f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by"
-                )
             if HydraConfig.get().run.dir == ".":  # another Hydra has made
                 interruption.leave_to_system()
             os.environ.pop("HYDRA_FULL_ERROR")  # or processes that the task starts would take it for the user's
@@ -118,6 +123,21 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
     if failures:
         raise failures[0]  # here, where Hydra adds no lines of its own to it
+
+
+def _name_paths(key: str) -> None:
+    """Let what was typed without a key, or is there under the name that was typed, be the value of a key: a list.
+
+    Raises:
+        ConfigurationError: the key was typed as well.
+    """
+    overrides = _typed().overrides
+    paths = [each for each in overrides if "=" not in each or Path(each).exists()]
+    if paths and (named := _value(key, [each for each in overrides if each not in paths])):
+        raise ConfigurationError(f"{key}={named}: names another beside {paths[0]}; leave out {key}=")
+    if paths:
+        values = ",".join(QuotedString(path, Quote.single).with_quotes() for path in paths)
+        sys.argv[1:] = [*(each for each in sys.argv[1:] if each not in paths), f"{key}=[{values}]"]
 
 
 def _typed() -> Any:

@@ -3,8 +3,8 @@
 import itertools
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,19 @@ def resolve(config: DictConfig, settings: DictConfig) -> str:
         config: the configuration.
         settings: Hydra's own of that job; where it runs makes no difference.
     """
+    with as_in_job(settings):
+        return OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
+
+
+@contextmanager
+def as_in_job(settings: DictConfig) -> Iterator[None]:
+    """Let ``${hydra:…}`` refer to a job's own settings meanwhile, but for the place where it runs."""
     context: Any = OmegaConf.create({"hydra": OmegaConf.to_container(settings, resolve=False)})
     context.hydra.runtime.output_dir = "."
     hydra_config = HydraConfig.instance()
     present, hydra_config.cfg = hydra_config.cfg, context
     try:
-        return OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
+        yield
     finally:
         hydra_config.cfg = present
 

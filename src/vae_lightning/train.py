@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from vae_lightning import resuming
 from vae_lightning.commands import command
+from vae_lightning.configuration import ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -13,6 +14,8 @@ log = logging.getLogger(__name__)
 @command("train")
 def main(config: DictConfig) -> None:
     """Build the parts, train, test, and say what was reached and where it lies."""
+    if config.sweep is not None:  # a sweep's jobs know nothing of it
+        raise ConfigurationError(f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by")
     if config.resume is not None:
         config = resuming.stored_configuration(config)
         if resuming.is_finished(config):
