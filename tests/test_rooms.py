@@ -16,7 +16,8 @@ ALLOWED = {
     "guard": {"configuration"},
     "directories": {"configuration", "durable", "interruption"},
     "commands": {"configuration", "guard", "directories", "interruption", "sweeps"},
-    "resuming": {"configuration", "durable"},
+    "mirror": {"configuration", "directories", "durable", "interruption", "sweeps"},
+    "resuming": {"configuration", "durable", "mirror"},
     "networks": set(),
     "likelihoods": set(),
     "objectives": set(),
@@ -46,6 +47,7 @@ ALLOWED = {
         "durable",
         "interruption",
         "logs",
+        "mirror",
         "checkpoints",
         "vae",
         "module",
@@ -56,6 +58,7 @@ ALLOWED = {
         "configuration",
         "directories",
         "resuming",
+        "mirror",
         "interruption",
         "module",
         "data",
@@ -67,6 +70,7 @@ ALLOWED = {
         "durable",
         "interruption",
         "logs",
+        "mirror",
         "provenance",
         "experiment",
         "checkpoints",
@@ -86,6 +90,7 @@ ALLOWED = {
             "configuration",
             "directories",
             "commands",
+            "mirror",
             "resuming",
             "experiment",
             "report",
@@ -104,7 +109,7 @@ ALLOWED = {
         for command in COMMANDS
     },
 }
-HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio"}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "fsspec"}
 
 
 def files():
@@ -138,7 +143,7 @@ def test_a_room_imports_only_from_the_rooms_below_it(file):
     assert rooms <= ALLOWED[room_of(file)]
 
 
-@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", *sorted(COMMANDS)])
+@pytest.mark.parametrize("room", ["__init__", "configuration", "mirror", "sweeps", *sorted(COMMANDS)])
 def test_what_a_typo_waits_for_imports_nothing_heavy(room):
     top = {module.split(".")[0] for module, _, top in imports_of(PACKAGE / f"{room}.py") if top}
     assert not top & HEAVY

@@ -24,7 +24,8 @@ from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from vae_lightning import interruption
+from vae_lightning import interruption, mirror
+from vae_lightning.callbacks.mirroring import Mirroring
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, step_to_resume
 from vae_lightning.configuration import TARGETS, ConfigurationError
@@ -74,6 +75,7 @@ class Experiment:
     lock: BaseFileLock
     resumed_step: int | None
     remarks: list[str]
+    mirror: mirror.Mirror | None
 
 
 def build(config: DictConfig) -> Experiment:
@@ -113,17 +115,24 @@ def build(config: DictConfig) -> Experiment:
     lock = lock_directory(directory)
     resumed_step: int | None = None
     remarks: list[str] = []
+    mirrored: mirror.Mirror | None = None
     try:
         if config.resume is None:
+            if config.mirror is not None:
+                config.mirror = mirror.place_of(config.mirror, directory)
             save_configuration(config, directory)
+            mirrored = mirror.begin(config, directory)
         else:
             if has_begun(directory):
                 resumed_step, remarks = step_to_resume(directory, module, data, trainer)
             else:
                 remarks = [f"{directory} was stopped before its first step: starting there"]
+            mirrored = mirror.begin(config, directory)
             store_configuration(config)
             (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
         trainer = build_trainer(config, module, data, throughput, directory)
+        if mirrored:
+            trainer.callbacks.append(Mirroring(mirrored))  # type: ignore[attr-defined]  # after those that write checkpoints
         if config.resume is not None:
             for logger in trainer.loggers:
                 logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
@@ -131,8 +140,10 @@ def build(config: DictConfig) -> Experiment:
         lock.release()
         if config.resume is None:
             shutil.rmtree(directory)
+            if mirrored:
+                mirrored.withdraw()
         raise
-    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks)
+    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks, mirrored)
 
 
 def fit(experiment: Experiment) -> None:

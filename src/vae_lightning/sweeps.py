@@ -45,6 +45,8 @@ def is_finished(directory: Path) -> bool:
 def resolve(config: DictConfig, settings: DictConfig) -> str:
     """Return a job's configuration as text, with what it refers to in place of the references.
 
+    Where it is mirrored is left out: a run directory holds the run's own place, a sweep's line an address for all.
+
     Args:
         config: the configuration.
         settings: Hydra's own of that job; where it runs makes no difference.
@@ -54,7 +56,7 @@ def resolve(config: DictConfig, settings: DictConfig) -> str:
     hydra_config = HydraConfig.instance()
     present, hydra_config.cfg = hydra_config.cfg, context
     try:
-        return OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
+        return OmegaConf.to_yaml(OmegaConf.merge(config, {"mirror": None}), resolve=True, sort_keys=True)
     finally:
         hydra_config.cfg = present
 

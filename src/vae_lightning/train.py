@@ -4,7 +4,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning import resuming
+from vae_lightning import mirror, resuming
 from vae_lightning.commands import command
 
 log = logging.getLogger(__name__)
@@ -13,15 +13,17 @@ log = logging.getLogger(__name__)
 @command("train")
 def main(config: DictConfig) -> None:
     """Build the parts, train, test, and say what was reached and where it lies."""
-    if config.resume is not None:
-        config = resuming.stored_configuration(config)
-        if resuming.is_finished(config):
-            log.info("%s is finished: its figures are in %s/metrics.json", config.resume, config.resume)
-            return
-    # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    from vae_lightning import experiment, report
+    with mirror.fetched(config) as address:
+        if config.resume is not None:
+            config = resuming.stored_configuration(config, address)
+            if resuming.is_finished(config):
+                log.info("%s is finished: its figures are in %s/metrics.json", config.resume, config.resume)
+                mirror.complete(config)
+                return
+        # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+        from vae_lightning import experiment, report
 
-    parts = experiment.build(config)
+        parts = experiment.build(config)
     with report.log_to(parts.directory / "train.log"), report.ending(parts):
         log.info(report.describe(parts.module, parts.data, parts.trainer.strategy.root_device.type))
         for remark in parts.remarks:
