@@ -87,7 +87,7 @@ class Place:
         found = {
             path.removeprefix(f"{self.root}/"): info
             for path, info in self.files.find(self.root, detail=True).items()
-            if path.startswith(f"{self.root}/") and info["type"] == "file" and not info.get("islink")
+            if path.startswith(f"{self.root}/") and info["type"] == "file"  # no link on a share
         }
         return {name: info["size"] for name, info in found.items() if _turn(name) is not None}
 
