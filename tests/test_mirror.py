@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
@@ -314,6 +315,20 @@ def test_a_mirror_that_hangs_holds_the_run_up_once_and_what_it_took_is_finished(
     assert "(it is being sent still); the run goes on" in capsys.readouterr().out
     assert differences(run_of(tmp_path), once[0]) == []
     assert is_whole(mirrored()[0], "last")
+
+
+def test_a_mirror_that_is_away_is_waited_for_once_and_at_the_end(tmp_path, monkeypatch):
+    broken(monkeypatch, lambda path: "step_" in path)
+    waits, wait = [], mirror.Mirror._await
+
+    def noted(self, deadline):
+        waits.append(deadline > time.monotonic())
+        self._sending.exception(10)
+        wait(self, deadline)
+
+    monkeypatch.setattr(mirror.Mirror, "_await", noted)
+    assert "not all of the run is there (Forbidden)" in train(tmp_path, *SHORT)
+    assert waits == [True, False, False, False, True, True]
 
 
 def test_where_the_mirror_is_away_for_good_a_run_goes_on_without_it(tmp_path, monkeypatch, store):

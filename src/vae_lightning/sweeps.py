@@ -56,7 +56,9 @@ def resolve(config: DictConfig, settings: DictConfig) -> str:
     hydra_config = HydraConfig.instance()
     present, hydra_config.cfg = hydra_config.cfg, context
     try:
-        return OmegaConf.to_yaml(OmegaConf.merge(config, {"mirror": None}), resolve=True, sort_keys=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain.pop("mirror", None)
+        return OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
     finally:
         hydra_config.cfg = present
 
