@@ -19,7 +19,8 @@ ALLOWED = {
     "guard": {"configuration"},
     "directories": {"configuration", "durable", "interruption"},
     "commands": {"configuration", "guard", "directories", "interruption", "sweeps"},
-    "resuming": {"configuration", "durable"},
+    "mirror": {"configuration", "directories", "durable", "interruption", "sweeps"},
+    "resuming": {"configuration", "durable", "mirror"},
     "networks": set(),
     "likelihoods": set(),
     "objectives": set(),
@@ -50,6 +51,7 @@ ALLOWED = {
         "durable",
         "interruption",
         "logs",
+        "mirror",
         "checkpoints",
         "processes",
         "vae",
@@ -61,6 +63,7 @@ ALLOWED = {
         "configuration",
         "directories",
         "resuming",
+        "mirror",
         "interruption",
         "processes",
         "module",
@@ -75,6 +78,7 @@ ALLOWED = {
         "durable",
         "interruption",
         "logs",
+        "mirror",
         "provenance",
         "experiment",
         "checkpoints",
@@ -95,6 +99,7 @@ ALLOWED = {
             "directories",
             "durable",
             "commands",
+            "mirror",
             "resuming",
             "summaries",
             "tables",
@@ -116,7 +121,7 @@ ALLOWED = {
         for command in COMMANDS
     },
 }
-HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "matplotlib"}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "matplotlib", "fsspec"}
 
 
 def files():
@@ -150,7 +155,7 @@ def test_a_room_imports_only_from_the_rooms_below_it(file):
     assert rooms <= ALLOWED[room_of(file)]
 
 
-@pytest.mark.parametrize("room", ["__init__", "configuration", "sweeps", "summaries", "tables", *sorted(COMMANDS)])
+@pytest.mark.parametrize("room", ["__init__", "configuration", "mirror", "sweeps", "summaries", "tables", *sorted(COMMANDS)])
 def test_what_a_typo_waits_for_imports_nothing_heavy(room):
     top = {module.split(".")[0] for module, _, top in imports_of(PACKAGE / f"{room}.py") if top}
     assert not top & HEAVY

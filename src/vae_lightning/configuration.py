@@ -5,6 +5,7 @@ So a mistyped key is answered at once. Types and ranges are checked later, by th
 
 import difflib
 import functools
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Sequence, Set
@@ -45,6 +46,10 @@ TARGETS = frozenset(
 )
 """Everything that a configuration may name as ``_target_``, by full name: a prefix would let foreign code in."""
 
+SCHEMES = {"file": None, "memory": None, "s3": "s3fs"}
+"""Where a run may be mirrored to, by fsspec's name, with the package that is asked for: what is tried here, and takes its
+credentials from the environment. ``memory`` is gone with the process, and there for the tests."""
+
 # What the best checkpoint is chosen by: each run by the bound that it is trained on, unweighted.
 OmegaConf.register_new_resolver(
     "criterion", lambda objective: "val/importance_bound" if objective == "iwae" else "val/elbo", replace=True
@@ -79,9 +84,37 @@ def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def refuse_address(key: str, value: Any) -> None:
-    """Refuse what Lightning would fetch or write over the network; nothing here is asked for by an address."""
-    if isinstance(value, str) and "://" in value:
+    """Refuse what Lightning would fetch or write over the network; only a run's mirror is asked for by an address."""
+    is_address = isinstance(value, str) and "://" in value
+    if (key == "mirror" and value is not None) or (key == "resume" and is_address):
+        if "${" not in str(value):  # it is looked at once more when its parts are known
+            check_address(key, value)
+    elif is_address:
         raise ConfigurationError(f"{key}={value}: an address, where a path of this machine is asked for")
+
+
+def check_address(key: str, address: Any) -> None:
+    """Refuse what isn't the address of a mirror.
+
+    Raises:
+        ConfigurationError: naming the key, and of the address no more than is sure to hold no secret.
+    """
+    scheme, separator, path = str(address).partition("://")
+    if not isinstance(address, str) or not separator:
+        raise ConfigurationError(f"{key}={address}: must be an address, as s3://bucket/folder or file:///folder")
+    if scheme not in SCHEMES:
+        raise ConfigurationError(f"{key}={scheme}://…: must be one of {', '.join(f'{each}://' for each in SCHEMES)}")
+    rooted = path.removeprefix("/") if scheme == "file" else path
+    if not re.fullmatch(r"(?:(?!\.\.?(?:/|$))[\w .=,+-]+(?:/|$))+", rooted) or (scheme == "file") == (rooted == path):
+        raise ConfigurationError(
+            f"{key}={scheme}://…: must be an address as s3://bucket/folder or file:///folder, of letters, digits and signs "
+            "among . _ - = + and comma; credentials belong into the environment"
+        )
+    package = SCHEMES[scheme]
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigurationError(
+            f"{key}={address}: asks for {package}, which isn't installed; pip install 'vae-lightning[{scheme}]'"
+        )
 
 
 def _check_references(config: DictConfig) -> None:

@@ -25,7 +25,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from vae_lightning import interruption, processes
+from vae_lightning import interruption, mirror, processes
+from vae_lightning.callbacks.mirroring import Mirroring
 from vae_lightning.callbacks.progress import Throughput
 from vae_lightning.checkpoints import VerifiedFiles, file_of_step, find_checkpoint, step_to_resume
 from vae_lightning.configuration import TARGETS, ConfigurationError
@@ -75,6 +76,7 @@ class Experiment:
     lock: BaseFileLock | None
     resumed_step: int | None
     remarks: list[str]
+    mirror: mirror.Mirror | None
 
 
 def build(config: DictConfig) -> Experiment:
@@ -109,10 +111,11 @@ def build(config: DictConfig) -> Experiment:
     data.setup()
     directory = Path()
     lock: BaseFileLock | None = None
+    mirrored: mirror.Mirror | None = None
 
     def begin() -> tuple[str, int | None, list[str]]:
         """Make or take the run directory, lock it, and find out where to go on; of several processes the first does so."""
-        nonlocal directory, lock
+        nonlocal directory, lock, mirrored
         if config.resume is None:
             interruption.defer()  # until report.ending, which removes the directory of a run that hasn't begun
             directory = make_run_directory("train")
@@ -121,13 +124,17 @@ def build(config: DictConfig) -> Experiment:
             use_run_directory(directory)
         lock = lock_directory(directory)
         if config.resume is None:
+            if config.mirror is not None:
+                config.mirror = mirror.place_of(config.mirror, directory)
             save_configuration(config, directory)
+            mirrored = mirror.begin(config, directory)
             return str(directory), None, []
         step: int | None = None
         if has_begun(directory):
             step, remarks = step_to_resume(directory, module, data, trainer)
         else:
             remarks = [f"{directory} was stopped before its first step: starting there"]
+        mirrored = mirror.begin(config, directory)
         store_configuration(config)
         (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
         return str(directory), step, remarks
@@ -137,6 +144,8 @@ def build(config: DictConfig) -> Experiment:
         directory = Path(name)
         use_run_directory(directory)
         trainer = build_trainer(config, module, data, throughput, directory)
+        if mirrored:
+            trainer.callbacks.append(Mirroring(mirrored))  # type: ignore[attr-defined]  # after those that write checkpoints
         if config.resume is not None:
             for logger in trainer.loggers:
                 logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]  # what follows is logged again
@@ -145,8 +154,10 @@ def build(config: DictConfig) -> Experiment:
             lock.release()
             if config.resume is None:
                 shutil.rmtree(directory)
+                if mirrored:
+                    mirrored.withdraw()
         raise
-    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks)
+    return Experiment(module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks, mirrored)
 
 
 def fit(experiment: Experiment) -> None:

@@ -24,6 +24,7 @@ from vae_lightning.experiment import Experiment
 from vae_lightning.likelihoods import kind_of_number
 from vae_lightning.logs import Dispensable, EventWriter
 from vae_lightning.metrics import ACTIVE_VARIANCE, bits_per_dimension
+from vae_lightning.mirror import PATIENCE
 from vae_lightning.module import IMAGE_SHAPE, VAEModule
 from vae_lightning.noise import EVALUATION_SEED
 from vae_lightning.provenance import versions
@@ -234,6 +235,8 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         "note": meaning(parts.module, parts.data),
     }
     places = [f"This run's files: {directory}"]
+    if parts.mirror:
+        places.append(f"  mirror      {parts.mirror.address}")
     if (directory / "images").is_dir():
         places.append(f"  pictures    {directory / 'images'}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
@@ -250,6 +253,8 @@ def ending(parts: Experiment) -> Iterator[None]:
     try:
         interruption.defer_no_longer()
         yield
+        if parts.mirror:
+            parts.mirror.complete()
     except FloatingPointError:
         processes.leave_to_first(parts.trainer)
         raise
@@ -264,9 +269,16 @@ def ending(parts: Experiment) -> Iterator[None]:
         step = max(parts.trainer.global_step, parts.resumed_step or 0)
         if step == 0 and parts.resumed_step is None:
             shutil.rmtree(parts.directory)
+            if parts.mirror:
+                parts.mirror.withdraw()
         elif steps(parts.directory):
             command = f"{program('python')} -m vae_lightning.train {shlex.quote(f'resume={parts.directory}')}"
             log.info("Stopped after %s steps; what was done is saved. Go on with\n  %s", f"{step:,}", command)
+            if parts.mirror:
+                try:
+                    parts.mirror.complete(PATIENCE)
+                except OSError as error:
+                    log.warning(error)
         raise
     finally:
         if parts.lock is not None:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_lightning import durable
 from vae_lightning.configuration import ConfigurationError, check
+from vae_lightning.mirror import place_of
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -29,6 +30,7 @@ REPLACEABLE = (
     "callbacks",
     "logger",
     "data.dir",
+    "mirror",
 )
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
 
@@ -37,11 +39,12 @@ REPLACEABLE = (
 _NOT_TYPED = ("hydra.mode=", 'hydra.run.dir="."', "hydra.job.name=train_ddp_process_", "hydra.output_subdir=null")
 
 
-def stored_configuration(composed: DictConfig) -> DictConfig:
+def stored_configuration(composed: DictConfig, address: str | None = None) -> DictConfig:
     """Return the configuration of the run that ``resume`` names, in which what was typed replaces what may be replaced.
 
     Args:
         composed: what was typed, on top of the defaults: groups are taken from it.
+        address: where the run was fetched from, and is mirrored to from now on.
 
     Raises:
         ConfigurationError: the directory is no run's, its configuration is refused, or something was typed that a run can't
@@ -63,6 +66,7 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     max_epochs = config.get("trainer", {}).get("max_epochs")
     processes = _processes(config)
     _find_data(config, begun_in)
+    place = config.mirror = address or config.get("mirror")
     for override in OverridesParser.create().parse_overrides(list(typed)):
         _replace(config, override, composed)
     _find_data(config, Path.cwd())
@@ -71,6 +75,8 @@ def stored_configuration(composed: DictConfig) -> DictConfig:
     if processes != _processes(config):
         _share_anew(config, processes)
     check("train", config, [*map(str, overrides), *typed])
+    if config.mirror not in (None, place):
+        config.mirror = place_of(config.mirror, directory)
     if not config.callbacks.get("last"):
         raise ConfigurationError(f"resume={directory}: without callbacks.last a run keeps nothing to go on from")
     config.resume = str(directory)
@@ -99,6 +105,8 @@ def store_configuration(config: DictConfig) -> None:
     if typed := typed_beside_resume():
         overrides: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
         durable.write(folder / "overrides.yaml", OmegaConf.to_yaml([*overrides, *typed]).encode())
+    stored: Any = OmegaConf.load(folder / "config.yaml")
+    if typed or stored.get("mirror") != config.mirror:
         durable.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.merge(config, {"resume": None})).encode())
 
 

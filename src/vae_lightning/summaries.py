@@ -24,7 +24,7 @@ from vae_lightning import sweeps
 from vae_lightning.configuration import ConfigurationError
 
 FINISHED = "finished"
-_MOVES_NO_FIGURE = ("resume", "sweep", "data.dir")  # data counts by its SHA-256, wherever it lies
+_MOVES_NO_FIGURE = ("resume", "sweep", "mirror", "data.dir")  # data counts by its SHA-256, wherever it lies
 _DAMAGE = (
     OSError,
     ValueError,

@@ -45,12 +45,16 @@ def is_finished(directory: Path) -> bool:
 def resolve(config: DictConfig, settings: DictConfig) -> str:
     """Return a job's configuration as text, with what it refers to in place of the references.
 
+    Where it is mirrored is left out: a run directory holds the run's own place, a sweep's line an address for all.
+
     Args:
         config: the configuration.
         settings: Hydra's own of that job; where it runs makes no difference.
     """
     with as_in_job(settings):
-        return OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain.pop("mirror", None)
+    return OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
 
 
 @contextmanager
