@@ -34,6 +34,11 @@ BROWSER := $(VENV)/.browser
 test-browser: $(BROWSER)  ## run the dashboards and the explorer in Chromium; pictures in outputs/browser
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
+.PHONY: test-cluster
+test-cluster:  ## run sweeps, processes and storage on a real SLURM, Ray and S3 server here; installs nothing, says what is missing
+	@test -x $(BIN)/python || { echo "No $(VENV) here: make setup first" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
 .PHONY: setup
 setup: $(READY)  ## create .venv and install the project with its pinned dependencies
 
