@@ -11,11 +11,12 @@ PACKAGE = Path(vae_lightning.__file__).parent
 
 COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier"}
 ALLOWED = {
-    "sweeps": set(),
+    "sweeps": {"durable"},
     "configuration": set(),
     "guard": {"configuration"},
     "directories": {"configuration", "durable", "interruption"},
-    "commands": {"configuration", "guard", "directories", "interruption", "sweeps"},
+    "launchers": {"configuration", "guard", "interruption", "sweeps"},
+    "commands": {"configuration", "guard", "directories", "interruption", "launchers", "sweeps"},
     "resuming": {"configuration", "durable"},
     "networks": set(),
     "likelihoods": set(),
