@@ -161,8 +161,8 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
     elsewhere = guard.LAUNCHERS[launcher["_target_"]]
     standing = nearest_standing(continued or named or ".")
     sweep = Path(continued or named or make_directory(Path("outputs/multirun"))).absolute()
-    place = f"hydra.sweep.dir={QuotedString(str(sweep), Quote.single).with_quotes()}"
-    sys.argv[1:] = [*typed.overrides, *arranged, place, *line[len(typed.overrides) :]]  # the flags are last
+    arranged.append(f"hydra.sweep.dir={QuotedString(str(sweep), Quote.single).with_quotes()}")
+    sys.argv[1:] = [*typed.overrides, *arranged, *line[len(typed.overrides) :]]  # the flags are last
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the launcher's own line for each job
     ledger = sweeps.Ledger(sweep)
 
@@ -175,6 +175,9 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
         ledger.begin(earlier)
         if elsewhere:
             interruption.defer(lambda: launchers.stop(ledger))
+        if elsewhere == "submitit_slurm":
+            place = os.path.relpath(sweep / ".submitit")
+            print(f"{len(jobs)} jobs go to SLURM: squeue --me shows them, {place} holds what they print", flush=True)
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
     except Exception as error:
         failure = error

@@ -1,14 +1,18 @@
 """What runs the jobs of a sweep in other processes than its own: joblib, SLURM through submitit, Ray. No torch in this room."""
 
+import itertools
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
 
 from vae_lightning import interruption
 from vae_lightning.configuration import ConfigurationError
@@ -19,6 +23,8 @@ EXTRAS = {"joblib": "sweeps", "submitit_slurm": "sweeps", "ray": "ray"}
 """Which extra installs each."""
 
 _POLLING = 0.5  # seconds
+_QUEUE_POLLING = 15  # seconds
+_GRACE = 600  # seconds in which SLURM ends a job that it has sent SIGTERM
 
 
 def arrange(settings: Any, jobs: int) -> list[str]:
@@ -40,7 +46,7 @@ def arrange(settings: Any, jobs: int) -> list[str]:
     if name == "joblib":
         return [f"hydra.launcher.n_jobs={_together(settings['n_jobs'], jobs)}"]
     if name == "submitit_slurm":
-        _ask_squeue()
+        _prepare_submitit()
         return []
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Of a cluster that runs already nothing can be said, though these have defaults.
@@ -56,32 +62,38 @@ def _together(wanted: int, jobs: int) -> int:
     return min(cores if wanted == -1 else wanted, jobs)
 
 
-def _ask_squeue() -> None:
-    """Let submitit find out by ``squeue`` which jobs are over: the accounting that it asks isn't kept everywhere.
+def _prepare_submitit() -> None:
+    """Let the launcher wait for each job until it is over, whatever came of it.
 
-    A job that left no result counts as lost when no job of the sweep is in the queue any more: until then there is something to
-    wait for.
+    By itself it gives up waiting at the first job that fails, and learns from SLURM's accounting alone, which isn't kept
+    everywhere, that one was killed.
 
     Raises:
         ConfigurationError: this machine can't submit jobs.
     """
-    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+    from submitit.slurm.slurm import SlurmJob
 
     if missing := [program for program in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(program)]:
         raise ConfigurationError(
             f"hydra/launcher=submitit_slurm: no {', '.join(missing)} here; type this on a machine that submits jobs to SLURM"
         )
+    SlurmJob.results = _wait  # type: ignore[method-assign, assignment]
 
-    class Queue(SlurmInfoWatcher):
-        def _make_command(self) -> list[str]:
-            return ["squeue", "--me", "--noheader", "--format=%F"]
 
-        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            queued = set((string if isinstance(string, str) else string.decode()).split())
-            waiting = any(job.partition("_")[0] in queued for job in self._registered)
-            return {job: {"State": "RUNNING" if waiting else "COMPLETED"} for job in self._registered}
+def _wait(job: Any) -> list[JobReturn]:
+    """Wait until a job of SLURM has left a result or the queue; what it has done is in the ledger."""
+    for seconds in itertools.count(1):
+        if job.paths.result_pickle.exists() or (seconds % _QUEUE_POLLING == 0 and not _is_queued(job.job_id)):
+            break
+        time.sleep(1)
+    return [JobReturn(status=JobStatus.COMPLETED)]
 
-    SlurmJob.watcher = Queue(delay_s=15)
+
+def _is_queued(job: str) -> bool:
+    array, _, number = job.partition("_")
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%F %K"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    return finished.returncode != 0 or f"{array} {number or 'N/A'}" in finished.stdout.splitlines()
 
 
 def stop(ledger: Ledger) -> None:
@@ -97,6 +109,7 @@ def run_elsewhere(job: Callable[[], None], number: int, ledger: Ledger) -> None:
 
     It ends, as by SIGTERM, once the sweep is stopped or the process that started this one is gone: nothing is left running.
     """
+    by_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes of a terminal; the sweep's own answers it
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):  # what joblib and Ray say themselves
         os.environ.setdefault("OMP_NUM_THREADS", cores)
@@ -105,13 +118,18 @@ def run_elsewhere(job: Callable[[], None], number: int, ledger: Ledger) -> None:
     over, parent = threading.Event(), os.getppid()
     threading.Thread(target=_watch, args=(ledger, parent, over), daemon=True).start()
     try:
-        with interruption.heeded(signal.SIGTERM):
+        with interruption.heeded(signal.SIGTERM, *([signal.SIGUSR2] if by_slurm else [])):
             job()
     except interruption.Interrupted as stop:
         if os.getppid() != parent:
             os._exit(143)  # a worker of joblib would wait for more
-        if not ledger.is_stopped():
-            raise SystemExit(stop.code) from stop  # which another process can be told
+        if ledger.is_stopped():
+            return
+        if stop.code == 128 + signal.SIGUSR2:
+            signal.raise_signal(signal.SIGUSR2)  # the time is nearly up: submitit, which asked for the signal, requeues the job
+        if by_slurm:
+            time.sleep(_GRACE)  # after a pre-emption SLURM requeues what it has ended itself, and nothing that ended before
+        raise SystemExit(stop.code) from stop  # which another process can be told
     finally:
         over.set()
 
