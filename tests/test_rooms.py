@@ -11,14 +11,15 @@ PACKAGE = Path(vae_lightning.__file__).parent
 
 COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "summarize", "train_classifier"}
 ALLOWED = {
-    "sweeps": set(),
+    "sweeps": {"durable"},
     "summaries": {"configuration", "sweeps"},
     "tables": {"summaries"},
     "charts": {"summaries", "tables"},
     "configuration": set(),
     "guard": {"configuration"},
     "directories": {"configuration", "durable", "interruption"},
-    "commands": {"configuration", "guard", "directories", "interruption", "sweeps"},
+    "launchers": {"configuration", "guard", "interruption", "sweeps"},
+    "commands": {"configuration", "guard", "directories", "interruption", "launchers", "sweeps"},
     "mirror": {"configuration", "directories", "durable", "interruption", "sweeps"},
     "resuming": {"configuration", "durable", "mirror"},
     "networks": set(),

@@ -231,9 +231,14 @@ BASIC = "hydra._internal.core_plugins.basic"
 LOGGING = "{version: 1, root: {level: INFO}, filters: {x: {(): evil.C}}}"
 
 
-def through(group):
-    """An experiment that chooses an option ``x`` of one of Hydra's own groups."""
-    return f"defaults: [{{override /hydra/{group}: x}}]"
+def through(group, option="x"):
+    """An experiment that chooses an option of one of Hydra's own groups."""
+    return f"defaults: [{{override /hydra/{group}: {option}}}]"
+
+
+def launcher(name, setting):
+    """An experiment that chooses what runs the jobs of a sweep, with a setting of its own."""
+    return f"{through('launcher', name)}\nhydra: {{launcher: {{{setting}}}}}"
 
 
 # What a folder from elsewhere may hold, and whether Hydra alone would run it. Hydra's own settings are tried with the smallest
@@ -258,6 +263,18 @@ SETTINGS = {
         },
         True,
     ),
+    "launcher's script": ({"experiment/x": launcher("submitit_slurm", "setup: ['touch executed']")}, True),
+    "launcher's script, by a line that ends": (
+        {"experiment/x": launcher("submitit_slurm", 'comment: "x\\ntouch executed\\n#"')},
+        True,
+    ),
+    "launcher's script, by its folder": (
+        {"experiment/x": launcher("submitit_slurm", 'submitit_folder: "x\\ntouch executed\\n#"')},
+        True,
+    ),
+    "launcher's options": ({"experiment/x": launcher("submitit_slurm", "additional_parameters: {chdir: /elsewhere}")}, False),
+    "launcher's environment": ({"experiment/x": launcher("ray", "ray: {init: {runtime_env: {pip: [evil]}}}")}, False),
+    "launcher's cluster": ({"experiment/x": launcher("ray", "ray: {init: {address: 192.0.2.1:6379}}")}, False),
     "sweeper": (
         {
             "experiment/x": through("sweeper"),
@@ -302,6 +319,17 @@ def sweeping(name):
     return ["--multirun", "seed=1,2"] if name.startswith(("launcher", "sweeper")) else ["seed=1"]
 
 
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """What runs the script of a job at once, in place of SLURM."""
+    (tmp_path / "bin").mkdir()
+    for name, line in {"sbatch": 'bash "$1"; exit 1', "srun": "exit 1", "squeue": "", "scancel": ""}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("sbatch")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_hydras_settings_in_a_folder_from_elsewhere_run_nothing(tmp_path, monkeypatch, canary, name):
     arguments = ["+experiment=x", "checkpoint=nosuch", *sweeping(name)]
@@ -313,6 +341,7 @@ def test_hydras_settings_in_a_folder_from_elsewhere_run_nothing(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir() if path.name == "outputs"] == []
 
 
+@pytest.mark.usefixtures("sbatch")
 @pytest.mark.parametrize("name", [name for name, (_, runs) in SETTINGS.items() if runs])
 def test_hydra_alone_would_run_them(tmp_path, monkeypatch, canary, name):
     monkeypatch.setattr(guard, "_check_hydra", lambda settings: None)
@@ -342,6 +371,13 @@ COMMAND_LINES = {  # what is typed with the smallest command, and what is said
     "hydra.launcher._target_=evil.C": "hydra.launcher._target_=evil.C: not one of the allowed targets",
     "--multirun seed=1,2 hydra.sweeper._target_=evil.C": "hydra.sweeper._target_=evil.C: not one of the allowed targets",
     "--multirun seed=1,2 +hydra.launcher.x._target_=evil.C": "hydra.launcher.x._target_=evil.C: not one of the allowed targets",
+    "-m hydra/launcher=joblib hydra.launcher.backend=threading": "hydra.launcher.backend='threading': not offered; there are",
+    "-m hydra/launcher=submitit_slurm hydra.launcher.setup=[ls]": "hydra.launcher.setup=['ls']: not offered; there are name,",
+    "-m hydra/launcher=submitit_slurm hydra.launcher.comment='x$y'": "hydra.launcher.comment='x$y': not offered",
+    "-m hydra/launcher=submitit_local": "hydra.launcher._target_=hydra_plugins.hydra_submitit_launcher.submitit_launcher.Loc",
+    "-m hydra/launcher=ray +hydra.launcher.ray.remote.runtime_env={}": "hydra.launcher.ray.remote.runtime_env={}: not offered;",
+    "-m hydra/launcher=ray hydra.launcher.ray.init.address=x:1": "hydra.launcher.ray.init.address='x:1': not offered",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: runs the jobs of a sweep, so with --multirun",
     "checkpoint=file:///x.ckpt": "checkpoint=file:///x.ckpt: an address",
     "hydra.run.dir=s3://bucket/x": "hydra.run.dir=s3://bucket/x: an address",
     "--config-path /elsewhere": "--config-path, --config-name: not offered; --config-dir adds a folder",

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from vae_lightning import guard, interruption, sweeps
+from vae_lightning import guard, interruption, launchers, sweeps
 from vae_lightning.configuration import (
     CONFIGS,
     ConfigurationError,
@@ -103,6 +103,8 @@ def _run(name: str, task: Callable[[DictConfig], None], positional: str | None) 
             raise ConfigurationError(f"--multirun: {name} runs once, over all that is named")
         _run_sweep(name, task, typed)
         return
+    if (launcher := _value("hydra/launcher", typed.overrides)) and not (typed.cfg or typed.info):
+        raise ConfigurationError(f"hydra/launcher={launcher}: runs the jobs of a sweep, so with --multirun")
     standing = nearest_standing(_value("hydra.run.dir", typed.overrides) or ".")
     failures: list[Exception] = []
 
@@ -172,78 +174,116 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
     sys.argv[1:] = line
     typed = _typed()
     with outside_a_run(typed):
-        jobs = [sweeps.Job(overrides) for overrides in _jobs(name, typed.overrides)]
-        earlier = sweeps.stored_jobs(Path(continued)) if continued else {}
+        overrides, launcher = _jobs(name, typed.overrides)
+        arranged = launchers.arrange(launcher, len(overrides))
+        earlier = sweeps.stored_jobs(Path(continued).absolute()) if continued else {}
+    jobs = [sweeps.Job(each) for each in overrides]
+    elsewhere = guard.LAUNCHERS[launcher["_target_"]]
     standing = nearest_standing(continued or named or ".")
-    sweep = Path(continued or named or make_directory(Path("outputs/multirun")))
-    sys.argv.insert(1, f"hydra.sweep.dir='{sweep}'")
+    sweep = Path(continued or named or make_directory(Path("outputs/multirun"))).absolute()
+    arranged.append(f"hydra.sweep.dir={QuotedString(str(sweep), Quote.single).with_quotes()}")
+    sys.argv[1:] = [*typed.overrides, *arranged, *line[len(typed.overrides) :]]  # the flags are last
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the launcher's own line for each job
+    ledger = sweeps.Ledger(sweep)
 
     def checked(config: DictConfig) -> None:
-        settings: Any = HydraConfig.get()
-        job, made = jobs[settings.job.num], Path(settings.runtime.output_dir)
-        log.info("job %d: %s", settings.job.num, " ".join(job.overrides))
-        try:
-            check(name, config, job.overrides)
-            begun = earlier.get(sweeps.resolve(config, settings))
-            if begun and sweeps.is_finished(begun):
-                job.problem, job.directory = "", begun
-                log.info("finished before, in %s", begun)
-                return
-            if begun:
-                config.resume = str(begun)
-            job.directory = begun or sweeps.make_job_directory(made)
-            with read_write(settings.runtime):
-                settings.runtime.output_dir = str(job.directory)
-            task(config)
-            job.problem = ""
-        except Exception as error:
-            if not _is_told(error):
-                traceback.print_exc()
-            job.problem = _explain(name, error).splitlines()[0]
-            log.info(job.problem)
-        except BaseException as stop:  # it ends the sweep; Lightning's answer to SIGTERM is an exit without a code
-            job.problem = "interrupted"
-            if isinstance(stop, SystemExit):
-                stop.code = stop.code or 143
-            raise
-        finally:
-            for directory in {made, job.directory or made}:
-                remove_if_empty(directory, standing)
-            if job.directory and not job.directory.exists():
-                job.directory = None
+        job = functools.partial(_run_job, name, task, ledger, config)
+        launchers.run_elsewhere(job, HydraConfig.get().job.num, ledger) if elsewhere else job()
 
+    failure: Exception | None = None
     try:
+        ledger.begin(earlier)
+        if elsewhere:
+            interruption.defer(lambda: launchers.stop(ledger))
+        if elsewhere == "submitit_slurm":
+            place = os.path.relpath(sweep / ".submitit")
+            print(f"{len(jobs)} jobs go to SLURM: squeue --me shows them, {place} holds what they print", flush=True)
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
+    except Exception as error:
+        failure = error
     finally:
+        jobs = [ledger.noted(number, job.overrides) for number, job in enumerate(jobs)]
+        ledger.end()
+        for job in jobs:
+            if job.directory:
+                remove_if_empty(job.directory, sweep)  # of a process that didn't live to do so
+                job.directory = job.directory if job.directory.exists() else None
         if not continued and sweep.is_dir() and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job left any
             (sweep / "multirun.yaml").unlink()
             remove_if_empty(sweep, standing)
-        begun_here = any(job.problem != sweeps.NOT_RUN for job in jobs)  # else a launcher ran them in other processes
-        if begun_here:
+        if begun := any(job.problem != sweeps.NOT_RUN for job in jobs):
             print(f"\n{sweeps.table(jobs)}\n")
-        if (
-            begun_here
-            and sweep.exists()
-            and any(job.problem for job in jobs)
-            and "sweep" in OmegaConf.load(CONFIGS / f"{name}.yaml")
-        ):
-            again = shlex.join([*line, f"sweep={sweep}"])
-            print(f"What isn't finished is run by:  python -m vae_lightning.{name} {again}\n")
-    failed = [f"job {number}, {job.problem}" for number, job in enumerate(jobs) if job.problem]
-    if failed and begun_here:
-        raise ConfigurationError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+            if sweep.exists() and any(job.problem for job in jobs) and "sweep" in OmegaConf.load(CONFIGS / f"{name}.yaml"):
+                again = shlex.join([*line, f"sweep={os.path.relpath(sweep)}"])
+                print(f"What isn't finished is run by:  python -m vae_lightning.{name} {again}\n")
+    interruption.check()
+    if failure and not begun:
+        if elsewhere and not _is_told(failure):
+            raise ConfigurationError(f"hydra/launcher={elsewhere}: {str(failure).strip().splitlines()[0]}") from failure
+        raise failure
+    if failed := [f"job {number}, {job.problem}" for number, job in enumerate(jobs) if job.problem]:
+        raise ConfigurationError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}") from failure
 
 
-def _jobs(name: str, typed: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep, in the order of their numbers, after each choice has been composed once.
+def _run_job(name: str, task: Callable[[DictConfig], None], ledger: sweeps.Ledger, config: DictConfig) -> None:
+    """Run a job of a sweep where it runs, and note in the ledger what came of it."""
+    settings: Any = HydraConfig.get()
+    number, made, sweep = settings.job.num, Path(settings.runtime.output_dir), ledger.sweep
+    if ledger.is_stopped():
+        remove_if_empty(made, sweep)
+        return
+    overrides: Any = OmegaConf.to_container(settings.overrides.task)
+    before = ledger.noted(number, overrides)
+    job = sweeps.Job(overrides, sweeps.CUT_OFF, made)
+    ledger.note(number, job)
+    log.info("job %d: %s", number, " ".join(overrides))
+    try:
+        check(name, config, overrides)
+        begun = ledger.earlier().get(sweeps.resolve(config, settings))
+        if "resume" in config and sweeps.is_begun(before.directory):
+            begun = before.directory  # what runs the jobs has ended this one, and begun it again
+        if begun and sweeps.is_finished(begun):
+            job.problem, job.directory = "", begun
+            log.info("finished before, in %s", os.path.relpath(begun))
+            return
+        if begun:
+            config.resume = str(begun)
+        job.directory = begun or sweeps.make_job_directory(made)
+        ledger.note(number, job)
+        with read_write(settings.runtime):
+            settings.runtime.output_dir = str(job.directory)
+        task(config)
+        job.problem = ""
+    except Exception as error:
+        if not _is_told(error):
+            traceback.print_exc()
+        job.problem = _explain(name, error).splitlines()[0]
+        log.info(job.problem)
+    except BaseException as stop:  # it ends the sweep; Lightning's answer to SIGTERM is an exit without a code
+        job.problem = "interrupted"
+        if isinstance(stop, SystemExit):
+            stop.code = stop.code or 143
+        raise
+    finally:
+        for directory in {made, job.directory or made}:
+            remove_if_empty(directory, sweep)
+        with suppress(OSError):  # on a full disk, which the job has told of
+            ledger.note(number, job)
+
+
+def _jobs(name: str, typed: Sequence[str]) -> tuple[list[list[str]], Any]:
+    """Compose each choice of a sweep once.
+
+    Returns:
+        The overrides of each job, in the order of their numbers, and the settings of what is to run them.
 
     Raises:
         ConfigurationError: a choice is refused.
     """
     parsed = parse(typed)
     fixed = [each.input_line or "" for each in parsed if not each.is_sweep_override()]
-    params = hydra.compose(name, fixed, return_hydra_config=True).hydra.sweeper.params or {}  # a recipe may hold a sweep
+    settings = hydra.compose(name, fixed, return_hydra_config=True).hydra
+    params = settings.sweeper.params or {}  # a recipe may hold a sweep
     parsed = parse([*(f"{key}={value}" for key, value in params.items()), *typed])
     choices = [fixed]
     for each in parsed:
@@ -253,7 +293,7 @@ def _jobs(name: str, typed: Sequence[str]) -> list[list[str]]:
     for choice in choices:
         check(name, hydra.compose(name, choice), choice)
     jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
-    return jobs
+    return jobs, OmegaConf.to_container(settings.launcher)
 
 
 def _is_told(error: Exception) -> bool:

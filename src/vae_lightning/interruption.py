@@ -2,11 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-_NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(SystemExit):
@@ -18,24 +16,28 @@ class Interrupted(SystemExit):
 
 
 class _Asked:
-    """Whether signals are heeded, whether one has come, and whether somebody will look before the process ends."""
+    """Which signals are heeded, whether one has come, whether somebody will look before the process ends, and who is told."""
 
-    heeded = False
+    heeded: tuple[int, ...] = ()
     deferred = False
     number: int | None = None
+    tell: Callable[[], object] | None = None
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into ``Interrupted`` meanwhile, so that what is half-done is cleared away.
+def heeded(*numbers: int) -> Iterator[None]:
+    """Turn signals into ``Interrupted`` meanwhile, so that what is half-done is cleared away.
 
     But for the time between ``leave_to_system`` and ``heed``.
+
+    Args:
+        *numbers: the signals; by default SIGTERM and Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set handlers
         yield
         return
-    before = {number: signal.signal(number, _handle) for number in _NUMBERS}
-    _Asked.heeded, _Asked.deferred, _Asked.number = True, False, None
+    _Asked.heeded, _Asked.deferred, _Asked.number = numbers or (signal.SIGTERM, signal.SIGINT), False, None
+    before = {number: signal.signal(number, _handle) for number in _Asked.heeded}
     try:
         yield
         check()  # Python swallows what is raised while an object is being destroyed
@@ -44,7 +46,7 @@ def heeded() -> Iterator[None]:
             check()  # what a library has made of it
         raise
     finally:
-        _Asked.heeded, _Asked.deferred, _Asked.number = False, False, None
+        _Asked.heeded, _Asked.deferred, _Asked.number = (), False, None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -54,29 +56,29 @@ def leave_to_system() -> None:
 
     For as long as nothing has been made that would have to be cleared away.
     """
-    if _Asked.heeded:
-        for number in _NUMBERS:
-            signal.signal(number, signal.SIG_DFL)
+    for number in _Asked.heeded:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def heed() -> None:
     """Answer signals from here on: something is about to be made."""
-    if _Asked.heeded:
-        for number in _NUMBERS:
-            signal.signal(number, _handle)
+    for number in _Asked.heeded:
+        signal.signal(number, _handle)
 
 
-def defer() -> None:
+def defer(tell: Callable[[], object] | None = None) -> None:
     """From now on only note a first signal, for ``check`` to act on; a second one ends the process at once.
+
+    Args:
+        tell: called when it comes, to let others know.
 
     Raises:
         Interrupted: one came before.
     """
     check()
-    _Asked.deferred = True
-    if _Asked.heeded:
-        for number in _NUMBERS:  # from Lightning, which would end in the middle of accumulated gradients
-            signal.signal(number, _handle)
+    _Asked.deferred, _Asked.tell = True, tell
+    for number in _Asked.heeded:  # from Lightning, which would end in the middle of accumulated gradients
+        signal.signal(number, _handle)
 
 
 def noted() -> int | None:
@@ -114,5 +116,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _Asked.number = number
     if not _Asked.deferred:
         raise Interrupted(number)
-    for each in _NUMBERS:
+    for each in _Asked.heeded:
         signal.signal(each, signal.SIG_DFL)
+    if _Asked.tell:
+        _Asked.tell()

@@ -1,8 +1,12 @@
-"""What a sweep leaves: which of its jobs are finished, and the table that it ends with. No torch in this room."""
+"""What a sweep leaves: which of its jobs are finished, and the table that it ends with. No torch in this room.
+
+Its jobs may run in other processes and on other machines: what they and the sweep's own process have to say, they say by files.
+"""
 
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from vae_lightning import durable
+
 NOT_RUN = "not run"
+CUT_OFF = "ended without a word: killed, or out of memory"
 
 
 @dataclass
@@ -32,9 +39,63 @@ class Job:
     directory: Path | None = None
 
 
+@dataclass
+class Ledger:
+    """What a sweep's process and its jobs tell each other: files in ``<sweep>/.jobs``, there while it runs.
+
+    Attributes:
+        sweep: the sweep's directory.
+    """
+
+    sweep: Path
+
+    def begin(self, earlier: dict[str, Path]) -> None:
+        """Begin, with the jobs that there are from earlier, by their resolved configuration."""
+        self.end()  # of a sweep whose process was killed
+        self._file("").mkdir(parents=True)
+        durable.write(self._file("earlier"), json.dumps({text: str(path) for text, path in earlier.items()}).encode())
+
+    def earlier(self) -> dict[str, Path]:
+        """Return the jobs that there are from earlier."""
+        return {text: Path(path) for text, path in json.loads(self._file("earlier").read_bytes()).items()}
+
+    def note(self, number: int, job: Job) -> None:
+        """Write down how far a job has come, which its process may not live to tell."""
+        content = {"problem": job.problem, "directory": job.directory and str(job.directory)}
+        durable.write(self._file(number), json.dumps(content).encode())
+
+    def noted(self, number: int, overrides: Sequence[str]) -> Job:
+        """Return a job as it was noted."""
+        try:
+            noted = json.loads(self._file(number).read_bytes())
+        except FileNotFoundError:
+            return Job(overrides)
+        return Job(overrides, noted["problem"], noted["directory"] and Path(noted["directory"]))
+
+    def stop(self) -> None:
+        """Let all jobs end: those that run, and those that haven't begun."""
+        self._file("stop").touch()
+
+    def is_stopped(self) -> bool:
+        """Return whether all jobs are to end."""
+        return self._file("stop").exists()
+
+    def end(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._file(""), ignore_errors=True)
+
+    def _file(self, name: str | int) -> Path:
+        return self.sweep / ".jobs" / f"{name}"
+
+
 def is_sweep(directory: Path) -> bool:
     """Say whether a directory is a sweep's."""
     return (directory / "multirun.yaml").is_file()
+
+
+def is_begun(directory: Path | None) -> bool:
+    """Say whether a job has begun in a directory: its configuration is written first."""
+    return directory is not None and (directory / ".hydra" / "config.yaml").is_file()
 
 
 def is_finished(directory: Path) -> bool:
@@ -87,12 +148,11 @@ def make_job_directory(directory: Path) -> Path:
     """Return a job's directory, or make the next one that is free where another job's files lie in it."""
     if not any(directory.iterdir()):
         return directory
-    name = directory.name
-    others = map(str, itertools.count(int(name))) if name.isdecimal() else (f"{name}_{n}" for n in itertools.count(2))
-    for other in others:
+    for number in itertools.count(2):
+        other = directory.with_name(f"{directory.name}_{number}")
         with suppress(FileExistsError):
-            directory.with_name(other).mkdir()
-            return directory.with_name(other)
+            other.mkdir()
+            return other
     raise AssertionError  # itertools.count does not end
 
 

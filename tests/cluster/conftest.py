@@ -6,6 +6,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, closing, contextmanager
 
@@ -23,7 +24,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 # A requeued job waits for the credentials of its first start to expire: here for seconds, by default for two minutes.
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -34,11 +35,14 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
-KillWait=10
+KillWait=5
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=1
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=1
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP GraceTime=5
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10
 """
 
 
@@ -48,7 +52,7 @@ def pytest_configure(config):
         raise pytest.UsageError(f"no {', '.join(missing)} here: apt-get install munge slurm-wlm util-linux, as root")
     installed = {each.name for each in importlib.metadata.distributions()}
     if missing := [name for name in PACKAGES if name not in installed]:
-        command = "pip install --editable '.[dev,cluster]' --constraint constraints.txt"
+        command = f"{sys.executable} -m pip install --editable '.[dev,cluster]' --constraint constraints.txt"
         raise pytest.UsageError(f"no {', '.join(missing)} in this environment: {command}")
 
 
@@ -137,6 +141,6 @@ def slurm(tmp_path_factory):
 
 def _idle(cluster):
     """The state of each node, as far as the controller answers."""
-    command = ["sinfo", "--Node", "--noheader", "--format=%T"]
+    command = ["sinfo", "--Node", "--partition=all", "--noheader", "--format=%T"]
     finished = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60)
     return finished.stdout.split()

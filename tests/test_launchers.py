@@ -1,0 +1,111 @@
+"""The jobs of a sweep in other processes than its own: they end as those in order do, and leave nothing running."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import SUBSET, typed
+from vae_lightning import experiment, launchers
+from vae_lightning.checkpoints import read
+from vae_lightning.configuration import ConfigurationError
+
+JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+SMALL = ["trainer.max_epochs=2000", "callbacks=minimal", "logger=none", "model.hidden_dims=[8]"]
+LINE = ["--multirun", *SUBSET, *SMALL, "model.latent_dim=0,2,3,4"]
+
+
+def children(pid):
+    """The processes that a process has started."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]
+
+
+def is_running(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state) and not state.startswith("Z")
+
+
+def test_jobs_side_by_side_end_by_a_signal_saved_and_are_gone_on_with_in_order(tmp_path, monkeypatch):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "vae_lightning.train", *LINE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    waited_for = {"[1] epoch 3/", "[2] epoch 3/"}  # the two run at the same time, after the first was refused
+    for line in process.stdout:
+        waited_for -= {each for each in waited_for if line.startswith(each)}
+        if not waited_for:
+            break
+    workers = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 143
+    assert len(workers) >= 2
+    assert not [pid for pid in workers if is_running(pid)]
+    assert len(re.findall(r"^\[\d\] Stopped after \d+ steps; what was done is saved", rest, re.MULTILINE)) == 2
+    assert re.search(r"\n +0  model.latent_dim=0 +model.latent_dim=0: must be greater than 0\n", rest)
+    assert re.search(r"\n +1  model.latent_dim=2 +\S+/1: interrupted\n +2  \S+ +\S+/2: interrupted\n +3  \S+ +not run\n", rest)
+    [swept] = (tmp_path / "outputs" / "multirun").iterdir()
+    assert sorted(path.name for path in swept.iterdir()) == ["1", "2", "multirun.yaml"]
+    assert read(swept / "1" / "checkpoints" / "last.ckpt")["envelope"]["threads"] == max(1, CORES // 2)
+    began = {}
+    monkeypatch.setattr(experiment, "fit", lambda parts: began.update({parts.directory.name: parts.resumed_step}))
+    with pytest.raises(SystemExit, match=r"^error: 1 of 4 jobs failed: job 0, model\.latent_dim=0: must be"):
+        typed("train", *LINE, f"sweep={swept}", directory=tmp_path, patch=monkeypatch)
+    assert (began["1"] > 2, began["2"] > 2, began["3"]) == (True, True, None)
+
+
+@pytest.mark.parametrize(("wanted", "jobs", "together"), [(-1, 1000, CORES), (-1, 1, 1), (2, 6, 2), (8, 3, 3)])
+def test_there_are_never_more_jobs_at_a_time_than_asked_for_than_cores_or_than_jobs(wanted, jobs, together):
+    settings = {"_target_": JOBLIB, "n_jobs": wanted}
+    assert launchers.arrange(settings, jobs) == [f"hydra.launcher.n_jobs={together}"]
+
+
+def test_a_number_of_jobs_that_means_nothing_is_refused():
+    with pytest.raises(ConfigurationError, match=r"^hydra\.launcher\.n_jobs=0: how many jobs at a time"):
+        launchers.arrange({"_target_": JOBLIB, "n_jobs": 0}, 3)
+
+
+@pytest.mark.parametrize(("name", "extra"), launchers.EXTRAS.items())
+def test_a_missing_plugin_is_told_with_the_command_that_installs_it(tmp_path, monkeypatch, name, extra):
+    monkeypatch.setattr(launchers, "find_spec", lambda package: None)
+    with pytest.raises(SystemExit, match=rf"^error: hydra/launcher={name}: .* pip install 'vae-lightning\[{extra}\]'$"):
+        typed("train", *LINE, f"hydra/launcher={name}", directory=tmp_path, patch=monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slurm_is_asked_for_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^error: hydra/launcher=submitit_slurm: no sbatch, .* here; type this on a machine"):
+        typed("train", *LINE, "hydra/launcher=submitit_slurm", directory=tmp_path, patch=monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_launcher_itself_refuses_is_told_in_a_line(tmp_path, monkeypatch):
+    for name in ("sbatch", "srun", "squeue", "scancel"):
+        (tmp_path / name).write_text("#!/bin/sh\necho sbatch: error: invalid partition specified: x >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "here").mkdir()
+    arguments = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=x"]
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", *LINE, *arguments, directory=tmp_path / "here", patch=monkeypatch)
+    assert str(exit_.value.code) == "error: hydra/launcher=submitit_slurm: sbatch: error: invalid partition specified: x"
+
+
+def test_a_cluster_of_ray_that_runs_already_is_told_nothing_of_its_size(monkeypatch):
+    monkeypatch.setattr(launchers, "find_spec", lambda package: True)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    assert launchers.arrange({"_target_": RAY, "ray": {"init": {"address": "local"}}}, 3) == []
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    overrides = launchers.arrange({"_target_": RAY, "ray": {"init": {"address": "auto"}}}, 3)
+    assert overrides == [f"hydra.launcher.ray.init.{key}=null" for key in ("num_cpus", "num_gpus", "object_store_memory")]
