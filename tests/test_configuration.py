@@ -104,7 +104,7 @@ MISTAKES = {
     "~model": "~model: a group can't be left out; choose from conditional, convolutional, vae",
     "logger=null": "logger=null: a group can't be left out; choose from csv, none, tensorboard",
     "callbacks.last._target_=torch.hub.load": "callbacks.last._target_=torch.hub.load: not one of the allowed targets",
-    "trainer.devices=2": "unknown key trainer.devices",
+    "trainer.device=2": "unknown key trainer.device: did you mean trainer.devices",
     "model.seed=3": "unknown key model.seed",
     "hydra.run.dir=mine model.latnet_dim=3": "unknown key model.latnet_dim: did you mean model.latent_dim?",
     "+data@foo=mnist": "unknown key foo",

@@ -163,6 +163,7 @@ def test_what_goes_wrong_in_all_processes_is_told_once(tmp_path):
 MISTAKES = {
     "--multirun seed=1,2 trainer=ddp": "trainer.devices=2: a job of a sweep is one process; without --multirun this one is",
     "trainer=ddp trainer.num_nodes=2": "trainer.devices=2 trainer.num_nodes=2: start the processes by torchrun or srun",
+    "trainer.devices=100000": "trainer.devices=100000: more processes than the",
     "trainer.devices=0": "trainer.devices=0: must be greater than 0",
     "trainer.devices=auto": "trainer.devices=auto: must be a valid integer",
 }

@@ -187,8 +187,12 @@ def overrides(draw: Callable[..., Any]) -> Override:
     return Override(key, text, value)
 
 
-AVOIDED = [("model.compile", True), *(("data.name", name) for name in DATASETS if name != "mnist_subset")]
-"""What would compile for a minute, or download."""
+AVOIDED = [
+    ("model.compile", True),
+    *(("data.name", name) for name in DATASETS if name != "mnist_subset"),
+    *(("trainer.devices", processes) for processes in range(2, (os.cpu_count() or 1) + 1)),
+]
+"""What would compile for a minute, download, or start other processes by this one's line."""
 
 
 # -- what is right ----------------------------------------------------------------------------------------------------
@@ -209,6 +213,8 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "data.validate_on_test": lambda value: value is False,  # 80 images are held out
     "data.dequantize": lambda value: value is False,  # a Bernoulli is no density
     "trainer.accelerator": lambda value: value in ("auto", "cpu"),
+    "trainer.devices": lambda value: type(value) is int and value == 1,
+    "trainer.num_nodes": lambda value: value == 1,  # more are started by torchrun
     "trainer.precision": lambda value: value in PRECISIONS,
     "trainer.max_epochs": lambda value: value is not None and value >= -1,
     "trainer.max_steps": lambda value: value >= -1,

@@ -367,6 +367,8 @@ def build_trainer(
             f"trainer.precision={config.trainer.precision}: not on a CPU, where Lightning would take bf16-mixed in its place"
         )
     devices, nodes = (require(f"trainer.{key}", config.trainer[key], PositiveInt) for key in ("devices", "num_nodes"))
+    if accelerator == "cpu" and devices > (cores := os.cpu_count() or 1):
+        raise ConfigurationError(f"trainer.devices={devices}: more processes than the {cores} cores here")
     environment = processes.environment(devices, nodes)
     several = {"strategy": DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True, timeout=processes.TIMEOUT)}
     callbacks = build_callbacks(config.callbacks, module, data)

@@ -168,7 +168,7 @@ def _read(directory: Path) -> Job | None:
 
 def _load_yaml(file: Path) -> Any:
     """Read a file as OmegaConf writes it, in a tenth of the time that OmegaConf takes to."""
-    return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)(file.read_text()).get_single_data()
 
 
 def _resolved(config: dict[str, Any], directory: Path) -> dict[str, Any]:
