@@ -155,7 +155,7 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
     typed = _typed()
     with outside_a_run(typed):
         overrides, launcher = _jobs(name, typed.overrides)
-        arranged = launchers.arrange(launcher, len(overrides))
+        arranged = launchers.prepare(launcher, len(overrides))
         earlier = sweeps.stored_jobs(Path(continued).absolute()) if continued else {}
     jobs = [sweeps.Job(each) for each in overrides]
     elsewhere = guard.LAUNCHERS[launcher["_target_"]]
@@ -184,6 +184,7 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
     finally:
         jobs = [ledger.noted(number, job.overrides) for number, job in enumerate(jobs)]
         ledger.end()
+        launchers.finish(elsewhere)
         for job in jobs:
             if job.directory:
                 remove_if_empty(job.directory, sweep)  # of a process that didn't live to do so
