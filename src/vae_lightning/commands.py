@@ -4,6 +4,7 @@ So ``--help`` and a mistyped key are answered at once.
 """
 
 import functools
+import gc
 import logging
 import os
 import re
@@ -246,6 +247,7 @@ def _run_job(name: str, task: Callable[[DictConfig], None], ledger: sweeps.Ledge
             stop.code = stop.code or 143
         raise
     finally:
+        gc.collect()  # a trainer and what it trains hold each other, data and all, until Python looks for such circles
         for directory in {made, job.directory or made}:
             remove_if_empty(directory, sweep)
         with suppress(OSError):  # on a full disk, which the job has told of
