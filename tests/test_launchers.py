@@ -14,7 +14,6 @@ from vae_lightning.checkpoints import read
 from vae_lightning.configuration import ConfigurationError
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 SMALL = ["trainer.max_epochs=2000", "callbacks=minimal", "logger=none", "model.hidden_dims=[8]"]
 LINE = ["--multirun", *SUBSET, *SMALL, "model.latent_dim=0,2,3,4"]
@@ -67,12 +66,12 @@ def test_jobs_side_by_side_end_by_a_signal_saved_and_are_gone_on_with_in_order(t
 @pytest.mark.parametrize(("wanted", "jobs", "together"), [(-1, 1000, CORES), (-1, 1, 1), (2, 6, 2), (8, 3, 3)])
 def test_there_are_never_more_jobs_at_a_time_than_asked_for_than_cores_or_than_jobs(wanted, jobs, together):
     settings = {"_target_": JOBLIB, "n_jobs": wanted}
-    assert launchers.arrange(settings, jobs) == [f"hydra.launcher.n_jobs={together}"]
+    assert launchers.prepare(settings, jobs) == [f"hydra.launcher.n_jobs={together}"]
 
 
 def test_a_number_of_jobs_that_means_nothing_is_refused():
     with pytest.raises(ConfigurationError, match=r"^hydra\.launcher\.n_jobs=0: how many jobs at a time"):
-        launchers.arrange({"_target_": JOBLIB, "n_jobs": 0}, 3)
+        launchers.prepare({"_target_": JOBLIB, "n_jobs": 0}, 3)
 
 
 @pytest.mark.parametrize(("name", "extra"), launchers.EXTRAS.items())
@@ -100,12 +99,3 @@ def test_what_a_launcher_itself_refuses_is_told_in_a_line(tmp_path, monkeypatch)
     with pytest.raises(SystemExit) as exit_:
         typed("train", *LINE, *arguments, directory=tmp_path / "here", patch=monkeypatch)
     assert str(exit_.value.code) == "error: hydra/launcher=submitit_slurm: sbatch: error: invalid partition specified: x"
-
-
-def test_a_cluster_of_ray_that_runs_already_is_told_nothing_of_its_size(monkeypatch):
-    monkeypatch.setattr(launchers, "find_spec", lambda package: True)
-    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
-    assert launchers.arrange({"_target_": RAY, "ray": {"init": {"address": "local"}}}, 3) == []
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    overrides = launchers.arrange({"_target_": RAY, "ray": {"init": {"address": "auto"}}}, 3)
-    assert overrides == [f"hydra.launcher.ray.init.{key}=null" for key in ("num_cpus", "num_gpus", "object_store_memory")]

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -76,6 +77,28 @@ def test_a_sweep_is_continued_by_what_its_jobs_are_and_not_by_their_numbers(tmp_
     assert (swept / "1" / "metrics.json").exists()
     sweep(tmp_path, monkeypatch, "model.latent_dim=2,3,5", *line[1:], f"sweep={swept}")  # nothing is left to do
     assert jobs_of(tmp_path)[1] == dims
+
+
+def test_nothing_of_a_job_is_in_memory_when_the_next_one_begins(tmp_path, monkeypatch):
+    build, test, built, alive = experiment.build, experiment.test, [], []
+
+    def remembered(config):
+        alive.append([each() for each in built if each() is not None])
+        parts = build(config)
+        built.extend(map(weakref.ref, (parts.module, parts.data, parts.trainer)))
+        return parts
+
+    def third_fails(parts):
+        if parts.module.latent_dim == 4:
+            raise FloatingPointError("no test")
+        return test(parts)
+
+    monkeypatch.setattr(experiment, "build", remembered)
+    monkeypatch.setattr(experiment, "test", third_fails)
+    with pytest.raises(SystemExit, match="1 of 4 jobs failed: job 2, no test"):
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3,4,5")
+    assert len(built) == 12
+    assert alive == [[], [], [], []]
 
 
 def test_without_sweep_the_same_line_is_a_new_one(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ So ``--help`` and a mistyped key are answered at once.
 """
 
 import functools
+import gc
 import logging
 import os
 import re
@@ -175,7 +176,7 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
     typed = _typed()
     with outside_a_run(typed):
         overrides, launcher = _jobs(name, typed.overrides)
-        arranged = launchers.arrange(launcher, len(overrides))
+        arranged = launchers.prepare(launcher, len(overrides))
         earlier = sweeps.stored_jobs(Path(continued).absolute()) if continued else {}
     jobs = [sweeps.Job(each) for each in overrides]
     elsewhere = guard.LAUNCHERS[launcher["_target_"]]
@@ -204,6 +205,7 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
     finally:
         jobs = [ledger.noted(number, job.overrides) for number, job in enumerate(jobs)]
         ledger.end()
+        launchers.finish(elsewhere)
         for job in jobs:
             if job.directory:
                 remove_if_empty(job.directory, sweep)  # of a process that didn't live to do so
@@ -265,6 +267,7 @@ def _run_job(name: str, task: Callable[[DictConfig], None], ledger: sweeps.Ledge
             stop.code = stop.code or 143
         raise
     finally:
+        gc.collect()  # a trainer and what it trains hold each other, data and all, until Python looks for such circles
         for directory in {made, job.directory or made}:
             remove_if_empty(directory, sweep)
         with suppress(OSError):  # on a full disk, which the job has told of

@@ -27,7 +27,7 @@ _QUEUE_POLLING = 15  # seconds
 _GRACE = 600  # seconds in which SLURM ends a job that it has sent SIGTERM
 
 
-def arrange(settings: Any, jobs: int) -> list[str]:
+def prepare(settings: Any, jobs: int) -> list[str]:
     """Make ready for a launcher to run so many jobs, and return what of its settings that overrides.
 
     Args:
@@ -47,11 +47,9 @@ def arrange(settings: Any, jobs: int) -> list[str]:
         return [f"hydra.launcher.n_jobs={_together(settings['n_jobs'], jobs)}"]
     if name == "submitit_slurm":
         _prepare_submitit()
-        return []
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Of a cluster that runs already nothing can be said, though these have defaults.
-    given = ["num_cpus", "num_gpus", "object_store_memory"] if settings["ray"]["init"]["address"] == "auto" else []
-    return [f"hydra.launcher.ray.init.{key}=null" for key in given]
+    if name == "ray":
+        _start_ray(**settings["ray"]["init"])
+    return []
 
 
 def _together(wanted: int, jobs: int) -> int:
@@ -94,6 +92,33 @@ def _is_queued(job: str) -> bool:
     command = ["squeue", "--me", "--array", "--noheader", "--format=%F %K"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     return finished.returncode != 0 or f"{array} {number or 'N/A'}" in finished.stdout.splitlines()
+
+
+def _start_ray(address: str, **settings: Any) -> None:
+    """Start Ray, which the launcher then finds running, or join a cluster.
+
+    Raises:
+        ConfigurationError: there is no cluster to join, or a setting is wrong.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else of lines that are alike only the first is shown
+    import ray
+
+    if address == "auto":  # a cluster that runs already has its sizes
+        settings |= dict.fromkeys(("num_cpus", "num_gpus", "object_store_memory"))
+    try:
+        ray.init(address, **settings)
+    except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"hydra/launcher=ray: {str(error).splitlines()[0]}") from error
+    interruption.heed()  # Ray answers SIGTERM itself
+
+
+def finish(name: str | None) -> None:
+    """End what was made ready for a launcher."""
+    if name == "ray":
+        import ray
+
+        ray.shutdown()  # and its last lines are shown
 
 
 def stop(ledger: Ledger) -> None:

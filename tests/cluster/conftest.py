@@ -103,6 +103,11 @@ def wait_until(said, seconds=60):
     return answer
 
 
+def pid_of(run):
+    """The process that trains in a run directory, by the name of its newest event file."""
+    return int(max((run / "tensorboard").glob("events*")).name.rpartition(".")[2])
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
     """A SLURM of two nodes of a CPU each; ``slurm("squeue", "--me")`` is what the command prints there."""

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 
 from chaos.runs import MINIMAL, SUBSET, differences, trained
-from conftest import wait_until
+from conftest import pid_of, wait_until
 
 RUN = (*SUBSET, MINIMAL, "model.hidden_dims=[8]", "data.batch_size=80", "trainer.max_epochs=200")
 SWEEP = ("--multirun", *RUN, "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
@@ -37,11 +37,6 @@ def queued(slurm):
     """The jobs in the queue, with their name and node."""
     lines = slurm("squeue", "--me", "--array", "--noheader", "--format=%i %j %N").splitlines()
     return {job: others for job, *others in map(str.split, lines)}
-
-
-def pid_of(run):
-    """The process that trains in a run directory, by the name of its newest event file."""
-    return int(max((run / "tensorboard").glob("events*")).name.rpartition(".")[2])
 
 
 def test_jobs_that_are_preempted_killed_or_out_of_time_go_on_where_they_were(slurm, tmp_path):
