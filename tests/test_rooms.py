@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "train_classifier", "tune"}
 ALLOWED = {
     "sweeps": set(),
     "configuration": set(),
@@ -76,6 +76,20 @@ ALLOWED = {
         "data",
         "likelihoods",
     },
+    "space": {"configuration", "experiment"},
+    "study": {"configuration"},
+    "search": {
+        "configuration",
+        "directories",
+        "durable",
+        "interruption",
+        "data",
+        "plots",
+        "experiment",
+        "report",
+        "space",
+        "study",
+    },
     "exporting": {"configuration", "module", "vae"},
     "model_card": {"__version__", "configuration", "checkpoints", "exporting", "module"},
     "explorer": {"gallery", "data", "plots", "vae"},
@@ -100,11 +114,12 @@ ALLOWED = {
             "data",
             "explorer",
             "page",
+            "search",
         }
         for command in COMMANDS
     },
 }
-HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio"}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "optuna"}
 
 
 def files():

@@ -41,10 +41,11 @@ from vae_lightning.directories import make_directory, nearest_standing, remove_i
 log = logging.getLogger(__name__)
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(name: str, no_sweep: str = "") -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a command line of a function of a configuration; ``name`` is its root file in ``configs/``.
 
-    A mistake ends it with exit code 1 and a line or two, or the whole traceback where ``HYDRA_FULL_ERROR=1`` is set.
+    A mistake ends it with exit code 1 and a line or two, or the whole traceback where ``HYDRA_FULL_ERROR=1`` is set. A
+    command without ``--multirun`` says why in ``no_sweep``.
     """
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -54,11 +55,11 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
             try:
                 with interruption.heeded():
-                    _run(name, task)
+                    _run(name, task, no_sweep)
             except Exception as error:
                 if traceback_wanted or not _is_told(error):
                     raise
-                sys.exit(f"error: {_explain(name, error)}")
+                sys.exit(f"error: {_without_password(_explain(name, error))}")
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -67,17 +68,18 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
     return decorate
 
 
-def _run(name: str, task: Callable[[DictConfig], None]) -> None:
+def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
     """Run a task under Hydra, once or for each job of a sweep."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
         print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
         return
-    # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
-    # is the default of experiment.
+    # Hydra takes overrides on one side of the flags only, where people type them on both; null for no group, though it is the
+    # default of experiment; and a key that isn't there, as most of search, with a sign.
     overrides = _typed().overrides
     flags = [each for each in sys.argv[1:] if each not in overrides]
-    sys.argv[1:] = [*(each for each in overrides if each != "experiment=null"), *flags]
+    signed = (f"++{each}" if each.startswith("search.") else each for each in overrides)
+    sys.argv[1:] = [*(each for each in signed if each != "experiment=null"), *flags]
     typed = _typed()
     if typed.experimental_rerun:
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
@@ -92,6 +94,8 @@ def _run(name: str, task: Callable[[DictConfig], None]) -> None:
     if typed.overrides and not typed.cfg:
         check_typed(name, typed)
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
+        if no_sweep:
+            raise ConfigurationError(f"--multirun: {no_sweep}")
         _run_sweep(name, task, typed)
         return
     standing = nearest_standing(_value("hydra.run.dir", typed.overrides) or ".")
@@ -242,6 +246,11 @@ def _is_told(error: Exception) -> bool:
     ):
         return True
     return _is_of_memory(error)
+
+
+def _without_password(text: str) -> str:
+    """Return a text without the passwords of the addresses in it."""
+    return re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
 
 
 def _is_of_memory(error: Exception) -> bool:
