@@ -57,7 +57,7 @@ def search_history(trials: Sequence[tuple[int, float, bool]]) -> Figure:
     """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for pruned, marker, label in ((False, "o", "trial"), (True, "x", "ended early")):
+    for pruned, marker, label in ((False, "o", "trained to its end"), (True, "x", "ended early")):
         points = [(number, elbo) for number, elbo, ended in trials if ended == pruned]
         if points:
             axes.plot(*zip(*points, strict=True), marker, color="0.6" if pruned else "C0", markersize=5, label=label)
@@ -66,7 +66,7 @@ def search_history(trials: Sequence[tuple[int, float, bool]]) -> Figure:
     axes.step([number for number, _ in completed], best, where="post", color="C1", label="best so far")
     axes.set(xlabel="trial", ylabel="validation ELBO, nats")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 
@@ -100,7 +100,7 @@ def front(trials: Sequence[tuple[int, float, float]], best: Collection[int]) -> 
     label = f"ELBO {-rate - distortion:.2f}, the highest: trial {number}"
     axes.axline((rate, distortion), slope=-1, color="C1", linestyle="--", linewidth=1, label=label)
     axes.set(xlabel="rate: KL, nats", ylabel="distortion: −log-likelihood, nats")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 

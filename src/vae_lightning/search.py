@@ -23,7 +23,7 @@ from vae_lightning import durable, experiment, interruption, plots, report, spac
 from vae_lightning.configuration import ConfigurationError, check
 from vae_lightning.data import Seed
 from vae_lightning.directories import make_run_directory, run_of_its_own, save_configuration, use_run_directory
-from vae_lightning.study import DIRECTIONS, Study, hide_password, open_database, telling_of
+from vae_lightning.study import DIRECTIONS, Study, hide_password, telling_of
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +115,11 @@ class Search:
         self._data_dir: str | None = config.data.dir
         self._take(space.plan_of(config, overrides, HydraConfig.get().runtime.choices))
         self._address: str | None = config.storage and hide_password(config.storage)
-        database = open_database(config.storage) if config.storage else None
         self.directory = _make_directory(experiment.require("study", config.study, str | None))
         stored = self.directory / ".hydra" / "config.yaml"
         try:
             self._refuse_another_database(stored)
-            self.study = Study(self.directory, database, self.plan["config"]["objectives"])
+            self.study = Study(self.directory, config.storage, self.plan["config"]["objectives"])
             with self.study.lock:
                 goes_on = {space.key_of(each) for each in overrides} <= {*space.BESIDE, "data.dir"}
                 self._begun_here = not self._join(goes_on)
@@ -307,7 +306,7 @@ class Search:
                 raise ConfigurationError(f"none of {len(trials)} trials was completed, {problem}")
             lines = [f"trial {each.number} failed: {each.user_attrs.get('problem')}" for each in failed]
             if running:
-                lines.append(f"{running} of the trials are still being trained by others, which will say this anew")
+                lines.append(f"Still being trained by other workers, the last of which says what follows anew: {running}")
             if completed:
                 lines += ["", *self._table(completed), "", *self._write(trials, completed)]
         log.info("\n%s", "\n".join(f"  {line}" if line else "" for line in lines))
@@ -342,7 +341,7 @@ class Search:
         if len(completed) > 1:
             with warnings.catch_warnings(action="ignore"):  # of too few trials, which is said below
                 importances = optuna.importance.get_param_importances(self.study.study, evaluator=PedAnovaImportanceEvaluator())
-            hint = f" of {len(completed)} trials: a hint at most, {_TELLING} would tell" if len(completed) < _TELLING else ""
+            hint = f", by {len(completed)} trials only: {_TELLING} or more would tell" if len(completed) < _TELLING else ""
             pictures["importance"] = plots.importances(importances, hint)
             ranked = ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
             lines.append(f"importance {ranked}{hint}")
