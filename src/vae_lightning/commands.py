@@ -74,12 +74,11 @@ def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
         print(OmegaConf.load(CONFIGS / f"{name}.yaml").hydra.help.template)
         return
-    # Hydra takes overrides on one side of the flags only, where people type them on both; null for no group, though it is the
-    # default of experiment; and a key that isn't there, as most of search, with a sign.
+    # Hydra takes overrides on one side of the flags only, where people type them on both; and null for no group, though it
+    # is the default of experiment.
     overrides = _typed().overrides
     flags = [each for each in sys.argv[1:] if each not in overrides]
-    signed = (f"++{each}" if each.startswith("search.") else each for each in overrides)
-    sys.argv[1:] = [*(each for each in signed if each != "experiment=null"), *flags]
+    sys.argv[1:] = [*(part for each in overrides if each != "experiment=null" for part in _replacing(each)), *flags]
     typed = _typed()
     if typed.experimental_rerun:
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
@@ -121,6 +120,12 @@ def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(checked)()
     if failures:
         raise failures[0]  # here, where Hydra adds no lines of its own to it
+
+
+def _replacing(override: str) -> list[str]:
+    """Return an override, as two for what a search varies: it need not be there, and is replaced where Hydra would merge."""
+    key, _, value = override.partition("=")
+    return [f"++{key}=null", f"++{key}={value}"] if key.startswith("search.") and value else [override]
 
 
 def _typed() -> Any:

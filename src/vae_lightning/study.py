@@ -170,12 +170,14 @@ class Study:
         self._running: FileLock | None = None
         with self.lock:  # else SQLite's tables are made twice
             self._storage = open_journal(directory) if address is None else open_database(address)
-            self.study = optuna.create_study(
-                storage=self._storage,
-                study_name=directory.resolve().name,
-                directions=DIRECTIONS[tuple(objectives)],
-                load_if_exists=True,
-            )
+            name = directory.resolve().name
+            try:
+                self.study = optuna.load_study(study_name=name, storage=self._storage)
+            except KeyError:
+                directions = DIRECTIONS[tuple(objectives)]
+                self.study = optuna.create_study(
+                    storage=self._storage, study_name=name, directions=directions, load_if_exists=True
+                )
 
     def remove(self) -> None:
         """Take the study out of its database, and remove its directory."""
