@@ -25,6 +25,7 @@ _RANGES: dict[str, tuple[Any, Any]] = {
     "float": (Annotated[float, Field(allow_inf_nan=False)], FloatDistribution),
 }
 _FORMS = "a list, {int: [2, 64]} or {float: [1e-4, 1e-2], log: true}"
+_PARTS = ("model", "data", "trainer", "callbacks", "logger")
 _OF_ANOTHER_FIGURE = ("model.likelihood", "model.num_classes", "trainer.limit_val_batches")
 
 
@@ -157,12 +158,11 @@ def recipe(trial: DictConfig, choices: Mapping[str, str], remarks: Sequence[str]
         choices: by group, the file that was chosen.
         remarks: lines at its head.
     """
-    usual = hydra.compose("tune", return_hydra_config=True).hydra.runtime.choices
-    chosen = {
-        group: option
-        for group, option in choices.items()
-        if group not in ("search", "experiment") and (CONFIGS / group / f"{option}.yaml").is_file() and "/" not in group
-    }
+    usual: dict[str, Any] = {}
+    for each in OmegaConf.load(CONFIGS / "tune.yaml").defaults:
+        usual |= each if OmegaConf.is_dict(each) else {}
+    # A file of the user's own is another's only by its values; so is an experiment.
+    chosen = {group: choices[group] for group in _PARTS if (CONFIGS / group / f"{choices.get(group)}.yaml").is_file()}
     base = hydra.compose("train", [f"{group}={option}" for group, option in chosen.items()])
     containers: list[Any] = [OmegaConf.to_container(each, resolve=False) for each in (trial, base)]
     differing = changes(*containers)
