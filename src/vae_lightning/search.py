@@ -5,7 +5,6 @@ import logging
 import shlex
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,23 +14,20 @@ import optuna
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from pydantic import PositiveInt
 
-from vae_lightning import durable, experiment, interruption, plots, report, space
+from vae_lightning import experiment, findings, interruption, report, space
 from vae_lightning.configuration import ConfigurationError, check
 from vae_lightning.data import Seed
 from vae_lightning.directories import make_run_directory, run_of_its_own, save_configuration, use_run_directory
+from vae_lightning.findings import NAMES, shown
 from vae_lightning.study import DIRECTIONS, Study, hide_password, telling_of
 
 log = logging.getLogger(__name__)
 
-_NAMES = {"elbo": "ELBO", "rate": "rate", "distortion": "distortion"}
 _PASSED_OVER = (ConfigurationError, FloatingPointError, MemoryError, RuntimeError)  # torch's lack of memory is a RuntimeError
 _PATIENCE = 3  # trials that may be refused, if all are, before the fault is looked for in what was typed
-_SHOWN = 10  # of the best trials
-_TELLING = 50  # trials from which importances mean something: PED-ANOVA looks at the best tenth
 
 
 class Reporting(Callback):
@@ -64,7 +60,8 @@ class Reporting(Callback):
         if self._elbo is not None and len(self.trial.study.directions) == 1:  # with several Optuna takes no reports
             self.trial.report(self._elbo, trainer.current_epoch + 1)
             self._elbo = None
-            if trainer.current_epoch + 1 != trainer.max_epochs and self.trial.should_prune():
+            at_its_end = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+            if not at_its_end and self.trial.should_prune():
                 self.pruned = trainer.should_stop = True
 
 
@@ -84,7 +81,7 @@ def opened(config: DictConfig) -> Iterator["Search"]:
         search = Search(config)
         with report.log_to(search.directory / "tune.log"):
             try:
-                log.info("%s: %d of %d trials so far", search.directory, len(search.study.trials()), search.count)
+                log.info("%s: %d of %d trials so far", search.directory, len(search.study.ended()), search.count)
                 yield search
             except BaseException as error:
                 if search.is_nothing:
@@ -114,6 +111,9 @@ class Search:
         self.count: int = experiment.require("trials", config.trials, PositiveInt)
         self._data_dir: str | None = config.data.dir
         self._take(space.plan_of(config, overrides, HydraConfig.get().runtime.choices))
+        for each in overrides:
+            if (key := space.key_of(each)) in self.space.distributions:
+                raise ConfigurationError(f"{each}: is searched; with ~search.{key} it is that in every trial")
         self._address: str | None = config.storage and hide_password(config.storage)
         self.directory = _make_directory(experiment.require("study", config.study, str | None))
         stored = self.directory / ".hydra" / "config.yaml"
@@ -210,8 +210,9 @@ class Search:
     @property
     def command(self) -> str:
         """What goes on with the study."""
-        storage = [f"storage={self._address}"] if self._address else []
-        return shlex.join(["python", "-m", "vae_lightning.tune", f"study={self.directory}", f"trials={self.count}", *storage])
+        beside = {"study": self.directory, "trials": self.count, "storage": self._address, "data.dir": self._data_dir}
+        typed = [f"{key}={value}" for key, value in beside.items() if value is not None]
+        return shlex.join([report.program("python"), "-m", "vae_lightning.tune", *typed])
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
@@ -244,13 +245,12 @@ class Search:
             gc.collect()  # the trainer and its parts refer to each other
         if state != TrialState.COMPLETE:
             shutil.rmtree(self.study.directory_of(trial) / "checkpoints", ignore_errors=True)
-        trials = self.study.trials()
-        done = sum(each.state.is_finished() for each in trials)
-        tried, seconds = " ".join(f"{key}={_shown(value)}" for key, value in values.items()), time.perf_counter() - began
-        log.info("%d/%d   trial %d   %s   %s   %.1f s", done, self.count, trial.number, outcome, tried, seconds)
-        refused = [each.user_attrs["problem"] for each in trials if each.user_attrs.get("refused")]
-        if done == len(refused) >= _PATIENCE:
-            raise ConfigurationError(f"all of {done} trials were refused, the last by: {refused[-1]}")
+        ended = self.study.ended()
+        tried, seconds = " ".join(f"{key}={shown(value)}" for key, value in values.items()), time.perf_counter() - began
+        log.info("%d/%d   trial %d   %s   %s   %.1f s", len(ended), self.count, trial.number, outcome, tried, seconds)
+        refused = [each.user_attrs["problem"] for each in ended if each.user_attrs.get("refused")]
+        if len(ended) == len(refused) >= _PATIENCE:
+            raise ConfigurationError(f"all of {len(ended)} trials were refused, the last by: {refused[-1]}")
 
     def _outcome(self, trial: optuna.Trial, values: dict[str, Any]) -> tuple[TrialState, list[float] | None, str]:
         """Train a trial, and return what to tell Optuna of it, and the user."""
@@ -266,7 +266,7 @@ class Search:
         if reporting.pruned:
             return TrialState.PRUNED, None, f"pruned at ELBO {best['elbo']:.2f}"
         objectives = self.plan["config"]["objectives"]
-        words = ", ".join(f"{_NAMES[name]} {best[name]:.2f}" for name in objectives)
+        words = ", ".join(f"{NAMES[name]} {best[name]:.2f}" for name in objectives)
         return TrialState.COMPLETE, [best[name] for name in objectives], words
 
     def _train(self, trial: optuna.Trial, values: dict[str, Any]) -> Reporting:
@@ -288,8 +288,6 @@ class Search:
             raise ConfigurationError("it ends before its first validation, so that there is nothing to compare it by")
         return reporting
 
-    # -- what was best ------------------------------------------------------------------------------------------------
-
     def finish(self) -> None:
         """Say which trials were best, and write the recipe of the best one and the pictures.
 
@@ -297,61 +295,8 @@ class Search:
             ConfigurationError: none was completed.
         """
         with self.study.lock:
-            trials = self.study.trials()
-            completed = [each for each in trials if each.state == TrialState.COMPLETE]
-            failed = [each for each in trials if each.state == TrialState.FAIL]
-            running = sum(each.state == TrialState.RUNNING for each in trials)
-            if not completed and not running:
-                problem = f"the last by: {failed[-1].user_attrs.get('problem')}" if failed else ""
-                raise ConfigurationError(f"none of {len(trials)} trials was completed, {problem}")
-            lines = [f"trial {each.number} failed: {each.user_attrs.get('problem')}" for each in failed]
-            if running:
-                lines.append(f"Still being trained by other workers, the last of which says what follows anew: {running}")
-            if completed:
-                lines += ["", *self._table(completed), "", *self._write(trials, completed)]
-        log.info("\n%s", "\n".join(f"  {line}" if line else "" for line in lines))
-
-    def _table(self, completed: list[FrozenTrial]) -> list[str]:
-        """Return the best trials as a table; of two objectives those that none is better than in both."""
-        objectives = self.plan["config"]["objectives"]
-        best = sorted(self.study.study.best_trials, key=lambda each: each.values) if len(objectives) > 1 else None
-        best = best or sorted(completed, key=lambda each: each.values, reverse=True)
-        rows = [["trial", *(_NAMES[each] for each in objectives), *self.space.distributions, "directory"]]
-        for each in best[:_SHOWN]:
-            values = self.space.values(each.params)
-            figures = [f"{value:.2f}" for value in each.values]
-            rows.append([str(each.number), *figures, *map(_shown, values.values()), str(self.study.directory_of(each))])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return lines
-
-    def _write(self, trials: list[FrozenTrial], completed: list[FrozenTrial]) -> list[str]:
-        """Write the recipe and the pictures, and return lines that say where they are."""
-        best = max(completed, key=lambda each: each.user_attrs["figures"]["elbo"])
-        figures, directory = best.user_attrs["figures"], str(self.directory)
-        command = [report.program("python"), "-m", "vae_lightning.train", "--config-dir", directory, "experiment=best"]
-        again = shlex.join([*command, *([f"data.dir={self._data_dir}"] if self._data_dir else [])])
-        remark = f"Trial {best.number}, of {len(trials)}: validation ELBO {figures['elbo']:.2f}, in epoch {figures['epoch']}."
-        config = space.of_a_trial(self.plan["config"], self.space.values(best.params), None)
-        recipe = space.recipe(config, self.plan["chosen"], [remark, f"  {shlex.join(command)}"])
-        (self.directory / "experiment").mkdir(exist_ok=True)
-        durable.write(self.directory / "experiment" / "best.yaml", recipe.encode())
-        pictures = {"history": plots.search_history(_history(trials))}
-        lines = [f"best       trial {best.number}, as a recipe: {again}"]
-        if len(completed) > 1:
-            with warnings.catch_warnings(action="ignore"):  # of too few trials, which is said below
-                importances = optuna.importance.get_param_importances(self.study.study, evaluator=PedAnovaImportanceEvaluator())
-            hint = f", by {len(completed)} trials only: {_TELLING} or more would tell" if len(completed) < _TELLING else ""
-            pictures["importance"] = plots.importances(importances, hint)
-            ranked = ", ".join(f"{key} {value:.2f}" for key, value in importances.items())
-            lines.append(f"importance {ranked}{hint}")
-        if len(best.values) == 2:
-            points = [(each.number, *each.values) for each in completed]
-            pictures["front"] = plots.front(points, {each.number for each in self.study.study.best_trials})
-        for name, picture in pictures.items():
-            picture.savefig(self.directory / f"{name}.png", dpi=150)
-        places = ", ".join(str(self.directory / f"{name}.png") for name in pictures)
-        return [*lines, f"pictures   {places}", "Nothing was chosen by the test images, and none of these figures is of them."]
+            text = findings.tell(self.study, self.plan, self.space, self._data_dir)
+        log.info("\n%s", text)
 
 
 def _make_directory(named: str | None) -> Path:
@@ -373,20 +318,6 @@ def _make_directory(named: str | None) -> Path:
         use_run_directory(directory)
     (directory / ".locks").mkdir(exist_ok=True)
     return directory
-
-
-def _shown(value: Any) -> str:
-    """Return a value in few characters."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
-
-
-def _history(trials: list[FrozenTrial]) -> list[tuple[int, float, bool]]:
-    """Return number and best ELBO of the trials that have one, and whether they were pruned."""
-    return [
-        (each.number, each.user_attrs["figures"]["elbo"], each.state == TrialState.PRUNED)
-        for each in trials
-        if each.state.is_finished() and "figures" in each.user_attrs
-    ]
 
 
 @contextmanager

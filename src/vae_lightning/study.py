@@ -195,6 +195,10 @@ class Study:
         replaced = {each.user_attrs.get("replaces") for each in trials}
         return [each for each in trials if each.number not in replaced]
 
+    def ended(self) -> list[FrozenTrial]:
+        """Return those of them that are done, whatever they came to."""
+        return [each for each in self.trials() if each.state.is_finished()]
+
     def ask(self, count: int, distributions: dict[str, BaseDistribution]) -> optuna.Trial | None:
         """Take the next trial, which is this process's until ``let_go``; None where there are ``count``."""
         with self.lock:
@@ -223,6 +227,7 @@ class Study:
                 self.study.enqueue_trial(trial.params, user_attrs={"replaces": trial.number})
             self.study.tell(trial.number, state=TrialState.FAIL)
         shutil.rmtree(self.directory_of(trial), ignore_errors=True)
+        self._lock_of(trial.number).unlink(missing_ok=True)
 
     def directory_of(self, trial: FrozenTrial | optuna.Trial) -> Path:
         """Return where a trial's files lie."""
