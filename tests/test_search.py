@@ -112,6 +112,7 @@ def test_a_study_that_was_broken_off_goes_on_as_the_same_one(whole, tmp_path, mo
         with pytest.raises(SystemExit) as exit_, monkeypatch.context() as patch:
             typed("tune", *arguments, "study=here", directory=tmp_path, patch=patch)
         assert exit_.value.code == code
+        assert (TrialState.RUNNING in {trial.state for trial in trials_of(tmp_path / "here")}) == (code == 137)
         assert code == 137 or f"vae_lightning.tune study=here trials=7 data.dir={DATA}\n" in capsys.readouterr().out
     monkeypatch.undo()
     (tmp_path / "here" / "trials" / "5").rename(tmp_path / "here" / "trials" / "kept")
@@ -209,8 +210,10 @@ def test_the_password_of_a_database_is_neither_shown_nor_written(tmp_path, monke
     assert error.startswith("error: seed=4: the study in here was begun with 1; ")
     error = refusal(tmp_path, monkeypatch, "study=here", "trials=2", secret.replace("nowhere", "elsewhere"))
     assert error == "error: study=here: its trials are in postgresql://me:***@nowhere/trials, so type its storage="
-    error = refusal(tmp_path, monkeypatch, "model.latent_dim=2,3", secret, "model.nosuch=postgresql://me:s3cret@h")
-    assert "s3cret" not in error + capsys.readouterr().out
+    for mistake in (f"{secret}?ssl=1", "data.dir=ftp://me:s3cret@h/data"):
+        error = refusal(tmp_path, monkeypatch, mistake)
+        assert "me:***@" in error
+        assert "s3cret" not in error + capsys.readouterr().out
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"s3cret" not in file.read_bytes()
 

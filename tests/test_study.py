@@ -97,6 +97,8 @@ def test_a_killed_process_between_two_writes_leaves_nothing_that_is_done_twice(t
         with pytest.raises(KeyboardInterrupt):
             opened(tmp_path).ask(3, SPACE)  # it has put the trial back, and not ended it yet
     go_on(opened(tmp_path), 3)
+    go_on(opened(tmp_path / "whole"), 3)
+    assert done(opened(tmp_path)) == done(opened(tmp_path / "whole"))
     assert Counter(trial.state for trial in opened(tmp_path).study.trials) == {TrialState.COMPLETE: 3, TrialState.FAIL: 1}
 
 
