@@ -31,7 +31,7 @@ def test_every_option_of_every_group_composes(option):
     if option.parent.name == "callbacks" and option.name not in ("default", "minimal"):
         assert f"{option.name}:" in (CONFIGS / option.with_suffix(".yaml")).read_text()  # composed by those two
     else:
-        compose(f"{option.parent}={option.name}")
+        compose(f"{option.parent}={option.name}", name="tune" if option.parent.name == "search" else "train")
 
 
 def targets(node):

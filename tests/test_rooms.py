@@ -9,7 +9,7 @@ import vae_lightning
 
 PACKAGE = Path(vae_lightning.__file__).parent
 
-COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "summarize", "train_classifier"}
+COMMANDS = {"train", "evaluate", "sample", "encode", "visualize", "explore", "export", "summarize", "train_classifier", "tune"}
 ALLOWED = {
     "sweeps": {"durable"},
     "summaries": {"configuration", "sweeps"},
@@ -89,6 +89,10 @@ ALLOWED = {
         "data",
         "likelihoods",
     },
+    "space": {"configuration", "experiment"},
+    "study": {"configuration"},
+    "findings": {"configuration", "durable", "plots", "report", "space", "study"},
+    "search": {"configuration", "directories", "interruption", "data", "experiment", "report", "space", "study", "findings"},
     "exporting": {"configuration", "module", "vae"},
     "model_card": {"__version__", "configuration", "checkpoints", "exporting", "module"},
     "explorer": {"gallery", "data", "plots", "vae"},
@@ -118,11 +122,12 @@ ALLOWED = {
             "data",
             "explorer",
             "page",
+            "search",
         }
         for command in COMMANDS
     },
 }
-HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "matplotlib", "fsspec"}
+HEAVY = {"torch", "torchvision", "lightning", "numpy", "pydantic", "tensorboard", "gradio", "matplotlib", "fsspec", "optuna"}
 
 
 def files():

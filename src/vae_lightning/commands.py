@@ -43,12 +43,15 @@ from vae_lightning.directories import make_directory, nearest_standing, remove_i
 log = logging.getLogger(__name__)
 
 
-def command(name: str, positional: str | None = None) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(
+    name: str, positional: str | None = None, no_sweep: str = ""
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a command line of a function of a configuration.
 
     Args:
         name: its root file in ``configs/``.
-        positional: the key that a path is for which is typed without one; of a command that runs once, for several paths.
+        positional: the key that a path is for which is typed without one, or several are.
+        no_sweep: of a command without ``--multirun``, why.
 
     A mistake ends it with exit code 1 and a line or two, or the whole traceback where ``HYDRA_FULL_ERROR=1`` is set.
     """
@@ -60,11 +63,11 @@ def command(name: str, positional: str | None = None) -> Callable[[Callable[[Dic
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
             try:
                 with interruption.heeded():
-                    _run(name, task, positional)
+                    _run(name, task, positional, no_sweep)
             except Exception as error:
                 if traceback_wanted or not _is_told(error):
                     raise
-                sys.exit(f"error: {_explain(name, error)}")
+                sys.exit(f"error: {_without_password(_explain(name, error))}")
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -73,7 +76,7 @@ def command(name: str, positional: str | None = None) -> Callable[[Callable[[Dic
     return decorate
 
 
-def _run(name: str, task: Callable[[DictConfig], None], positional: str | None) -> None:
+def _run(name: str, task: Callable[[DictConfig], None], positional: str | None, no_sweep: str) -> None:
     """Run a task under Hydra, once or for each job of a sweep."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         # Hydra's own answer is the same text after composing and printing the whole configuration, at twice the time.
@@ -85,7 +88,7 @@ def _run(name: str, task: Callable[[DictConfig], None], positional: str | None) 
     # is the default of experiment.
     overrides = _typed().overrides
     flags = [each for each in sys.argv[1:] if each not in overrides]
-    sys.argv[1:] = [*(each for each in overrides if each != "experiment=null"), *flags]
+    sys.argv[1:] = [*(part for each in overrides if each != "experiment=null" for part in _replacing(each)), *flags]
     typed = _typed()
     if typed.experimental_rerun:
         raise ConfigurationError("--experimental-rerun would run code from a file; repeat the command line instead")
@@ -100,8 +103,8 @@ def _run(name: str, task: Callable[[DictConfig], None], positional: str | None) 
     if typed.overrides and not typed.cfg:
         check_typed(name, typed)
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
-        if positional:
-            raise ConfigurationError(f"--multirun: {name} runs once, over all that is named")
+        if no_sweep:
+            raise ConfigurationError(f"--multirun: {no_sweep}")
         _run_sweep(name, task, typed)
         return
     if (launcher := _value("hydra/launcher", typed.overrides)) and not (typed.cfg or typed.info):
@@ -141,6 +144,12 @@ def _name_paths(key: str) -> None:
     if paths:
         values = ",".join(QuotedString(path, Quote.single).with_quotes() for path in paths)
         sys.argv[1:] = [*(each for each in sys.argv[1:] if each not in paths), f"{key}=[{values}]"]
+
+
+def _replacing(override: str) -> list[str]:
+    """Return an override, as two for what a search varies: it need not be there, and is replaced where Hydra would merge."""
+    key, _, value = override.partition("=")
+    return [f"++{key}=null", f"++{key}={value}"] if key.startswith("search.") and value else [override]
 
 
 def _typed() -> Any:
@@ -306,6 +315,11 @@ def _is_told(error: Exception) -> bool:
     ):
         return True
     return _is_of_memory(error)
+
+
+def _without_password(text: str) -> str:
+    """Return a text without the passwords of the addresses in it."""
+    return re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
 
 
 def _is_of_memory(error: Exception) -> bool:

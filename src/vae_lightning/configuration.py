@@ -56,6 +56,10 @@ OmegaConf.register_new_resolver(
 )
 
 
+ADDRESSES = frozenset({("tune", "storage")})
+"""The keys that take an address, each with its command."""
+
+
 class ConfigurationError(ValueError):
     """A mistake in what the user typed, told in a line or two."""
 
@@ -80,7 +84,8 @@ def check(name: str, config: DictConfig, overrides: Sequence[str]) -> None:
         for key, value in values_of(OmegaConf.to_container(config, resolve=resolve)):
             if key.endswith("_target_") and not (isinstance(value, str) and value in TARGETS):
                 raise ConfigurationError(f"{key}={value}: not one of the allowed targets, configuration.TARGETS")
-            refuse_address(key, value)
+            if (name, key) not in ADDRESSES:
+                refuse_address(key, value)
 
 
 def refuse_address(key: str, value: Any) -> None:
@@ -205,8 +210,12 @@ def known_keys(name: str, overrides: Sequence[str]) -> frozenset[str]:
 
 @functools.cache  # composing takes longest of all that comes before torch
 def _composed_keys(name: str, chosen: tuple[str, ...], search_path: str) -> frozenset[str]:
-    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    return frozenset(groups | {key for key, _ in _nodes(hydra.compose(name, list(chosen)))})
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"search"}
+    keys = {key for key, _ in _nodes(hydra.compose(name, list(chosen)))}
+    if "search" in keys:  # below it lie the keys that it varies, and no others
+        keys = {key for key in keys if not key.startswith("search.")}
+        keys |= {f"search.{key}" for key in keys}
+    return frozenset(groups | keys)
 
 
 def unknown_key(key: str, known: Set[str]) -> str:

@@ -1,7 +1,9 @@
 """The directories that commands write to: unique, and gone again where nothing came of them. No torch in this room."""
 
+import copy
 import itertools
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,30 @@ def use_run_directory(directory: Path) -> None:
     settings: Any = HydraConfig.get()
     with read_write(settings.runtime):
         settings.runtime.output_dir = str(directory.resolve())
+
+
+@contextmanager
+def run_of_its_own(name: str, directory: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Make a directory, empty or new, and let Hydra's settings be those of a command that was typed for it meanwhile.
+
+    It is removed again if nothing is left in it.
+    """
+    hydra_config: Any = HydraConfig.instance()
+    outer, settings = hydra_config.cfg, copy.deepcopy(hydra_config.cfg)
+    standing = nearest_standing(str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    OmegaConf.set_readonly(settings.hydra, False)
+    settings.hydra.job.name = settings.hydra.job.config_name = name
+    settings.hydra.job.override_dirname = ",".join(overrides)
+    settings.hydra.run.dir = str(directory)
+    settings.hydra.runtime.output_dir = str(directory.resolve())
+    settings.hydra.overrides.task = list(overrides)
+    hydra_config.cfg = settings
+    try:
+        yield
+    finally:
+        hydra_config.cfg = outer
+        remove_if_empty(directory, standing)
 
 
 def save_configuration(config: DictConfig, directory: Path) -> None:

@@ -1,11 +1,12 @@
 """Figures with axes, and pictures as figures: what is written as PDF and SVG as well."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 
@@ -45,6 +46,61 @@ def kl_bars(kl: Tensor) -> Figure:
     axes.set(xlabel="latent", ylabel="mean KL, nats")
     if len(kl) <= 50:
         axes.set_xticks(range(len(kl)), [str(number) for number in order.tolist()], fontsize=7)
+    return figure
+
+
+def search_history(trials: Sequence[tuple[int, float, bool]]) -> Figure:
+    """Draw the best ELBO of each trial of a search, and the best so far.
+
+    Args:
+        trials: number, ELBO in nats per image, and whether it was ended early.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for pruned, marker, label in ((False, "o", "trained to its end"), (True, "x", "ended early")):
+        points = [(number, elbo) for number, elbo, ended in trials if ended == pruned]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color="0.6" if pruned else "C0", markersize=5, label=label)
+    completed = [(number, elbo) for number, elbo, ended in trials if not ended]
+    best = np.maximum.accumulate([elbo for _, elbo in completed])
+    axes.step([number for number, _ in completed], best, where="post", color="C1", label="best so far")
+    axes.set(xlabel="trial", ylabel="validation ELBO, nats")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def importances(shares: Mapping[str, float], remark: str = "") -> Figure:
+    """Draw how much each key that was searched says of which trials are the best, with what is to be said of that."""
+    figure = Figure(figsize=(6, 1 + 0.35 * len(shares)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(list(shares)[::-1], list(shares.values())[::-1])
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.set(xlabel=f"importance{remark}", xlim=(0, 1.1 * max(shares.values())))
+    return figure
+
+
+def front(trials: Sequence[tuple[int, float, float]], best: Collection[int]) -> Figure:
+    """Draw rate against distortion, with the trials that none is better than in both.
+
+    Args:
+        trials: number, rate and distortion, in nats per image.
+        best: the numbers of those.
+    """
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    others = [(rate, distortion) for number, rate, distortion in trials if number not in best]
+    if others:
+        axes.plot(*zip(*others, strict=True), "o", color="0.7", markersize=4, label="other trials")
+    edge = sorted((rate, distortion, number) for number, rate, distortion in trials if number in best)
+    axes.step([each[0] for each in edge], [each[1] for each in edge], "o-", where="post", markersize=5, label="front")
+    for rate, distortion, number in edge:
+        axes.annotate(str(number), (rate, distortion), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    rate, distortion, number = min(edge, key=lambda each: each[0] + each[1])
+    label = f"ELBO {-rate - distortion:.2f}, the highest: trial {number}"
+    axes.axline((rate, distortion), slope=-1, color="C1", linestyle="--", linewidth=1, label=label)
+    axes.set(xlabel="rate: KL, nats", ylabel="distortion: −log-likelihood, nats")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 

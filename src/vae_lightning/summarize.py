@@ -13,7 +13,7 @@ from vae_lightning.directories import make_run_directory, save_configuration
 log = logging.getLogger(__name__)
 
 
-@command("summarize", positional="sweep")
+@command("summarize", positional="sweep", no_sweep="summarize runs once, over all that is named")
 def main(config: DictConfig) -> None:
     """Average the test figures over seeds, and write them as tables and charts."""
     named = [str(each) for each in (config.sweep if OmegaConf.is_list(config.sweep) else [config.sweep])]
