@@ -226,6 +226,7 @@ REFUSALS = {
     "objectives=[rate,distortion]": "pruning=true: a trial is compared by one figure, and objectives=[rate,distortion] are two",
     "--multirun seed=1,2": "--multirun: a search is no sweep; what it varies is written search.model.latent_dim=[2,5,10]",
     "model.latent_dim=5": "model.latent_dim=5: is searched; with ~search.model.latent_dim it is that in every trial",
+    "trainer.devices=2": "trainer.devices: a trial is trained by one process; several search at once",
     "search=nosuch": "search=nosuch: there is none of that name; choose from default, rate_distortion",
     "search.model.latnet_dim=[2]": "unknown key search.model.latnet_dim: did you mean search.model.latent_dim?",
     "search.seed=[1,2]": "search.seed: not offered; data.batch_size and all of model and trainer can be searched",

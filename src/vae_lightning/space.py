@@ -122,7 +122,9 @@ def _plain(value: Any) -> Any:
 
 def of_a_trial(config: dict[str, Any], values: Mapping[str, Any], data_dir: str | None) -> DictConfig:
     """Return the training configuration in which values replace those of the search's configuration."""
-    trial = OmegaConf.create({key: value for key, value in config.items() if key not in OWN} | {"resume": None, "sweep": None})
+    trial = OmegaConf.create(
+        {key: value for key, value in config.items() if key not in OWN} | {"resume": None, "sweep": None, "mirror": None}
+    )
     for key, value in {**values, "data.dir": data_dir}.items():
         OmegaConf.update(trial, key, value, merge=False)
     return trial
