@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from vae_lightning.configuration import ConfigurationError
@@ -65,31 +65,32 @@ def place_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     return trial.number - sum("replaces" in each.user_attrs for each in trials[: trial.number])
 
 
-class MendingLock(JournalFileSymlinkLock):
-    """Optuna's lock of its journal, which first takes away what a full disk or a killed process left of a line.
+class JournalLock:
+    """What is held while a line is added to a journal: the system lets go of it however a process ends.
 
-    Optuna would add to it, and couldn't read its journal any more.
+    Optuna's own would be waited for half a minute then. And Optuna would add to what a full disk or a killed process left of a
+    line, and couldn't read its journal any more: that is taken away first.
     """
 
     def __init__(self, file: Path) -> None:
         """Take the journal."""
-        super().__init__(str(file))
         self._file = file
+        self._lock = FileLock(file.parent / ".locks" / "journal")
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        super().acquire()
-        try:
-            with self._file.open("rb+") as journal:
-                if journal.seek(0, os.SEEK_END):
-                    journal.seek(-1, os.SEEK_END)
-                    if journal.read() != b"\n":
-                        journal.seek(0)
-                        journal.truncate(journal.read().rfind(b"\n") + 1)
-        except BaseException:
-            self.release()
-            raise
+        self._lock.acquire()
+        with self._file.open("rb+") as journal:
+            if journal.seek(0, os.SEEK_END):
+                journal.seek(-1, os.SEEK_END)
+                if journal.read() != b"\n":
+                    journal.seek(0)
+                    journal.truncate(journal.read().rfind(b"\n") + 1)
         return True
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._lock.release()
 
 
 def hide_password(address: str) -> str:
@@ -139,8 +140,8 @@ def open_database(address: str) -> BaseStorage:
 
 def open_journal(directory: Path) -> BaseStorage:
     """Return the journal in a directory."""
-    file = directory.resolve() / "study.journal"  # Optuna's lock is a link to it, which a relative path would lead astray
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=MendingLock(file)))
+    file = directory / "study.journal"
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalLock(file)))  # type: ignore[arg-type]
 
 
 class Study:
