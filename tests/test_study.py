@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from datetime import timedelta
 
 import optuna
 import pytest
@@ -118,6 +119,21 @@ def test_processes_at_once_share_the_trials_and_one_that_is_killed_loses_none(tm
     study = Study(tmp_path, address or None, ["elbo"])
     assert Counter(trial.state for trial in study.study.trials) == {TrialState.COMPLETE: 12, TrialState.FAIL: 1}
     assert len({trial.params["x"] for trial in study.trials()}) == 12
+
+
+def test_a_trial_of_a_database_is_another_machine_s_unless_it_was_never_taken(tmp_path, monkeypatch):
+    (tmp_path / ".locks").mkdir()
+    study = Study(tmp_path, f"sqlite:///{tmp_path}/trials.db", ["elbo"])
+    study.draw_by(1, pruning=False)
+    study.study.ask().set_user_attr("taken", True)  # as elsewhere, where this directory isn't
+    study.study.ask()  # by a process that was killed in the middle of it, or is about to take it
+    study.ask(9, SPACE)
+    assert [trial.state for trial in study.study.trials] == [TrialState.RUNNING] * 3
+    monkeypatch.setattr(studies, "_ASKING", timedelta(0))
+    study.let_go()
+    study.ask(9, SPACE)
+    assert [trial.state.name for trial in study.study.trials] == ["RUNNING", "FAIL", "RUNNING", "RUNNING"]
+    assert study.study.trials[3].user_attrs["replaces"] == 1
 
 
 def test_a_line_that_was_left_unfinished_costs_that_line_only(tmp_path):

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ DIRECTIONS: dict[tuple[str, ...], list[Literal["minimize", "maximize"]]] = {
     ("rate", "distortion"): ["minimize", "minimize"],
 }
 """What a search may go by, all of it nats per image of the validation split, and which way is better."""
+
+
+_ASKING = timedelta(minutes=1)  # far more than a database takes to hand out a trial
 
 
 class Sampler(BaseSampler):
@@ -212,6 +216,8 @@ class Study:
             asked = self.study.ask(distributions)
             self._running = FileLock(self._lock_of(asked.number))
             self._running.acquire(timeout=0)
+            if self._is_shared:
+                asked.set_user_attr("taken", True)
         return asked
 
     def let_go(self) -> None:
@@ -240,8 +246,9 @@ class Study:
     def _is_abandoned(self, trial: FrozenTrial) -> bool:
         """Return whether the process that trained a trial is gone; of one with a directory elsewhere nothing is known."""
         file = self._lock_of(trial.number)
-        if not file.exists():
-            return not self._is_shared
+        if not file.exists():  # killed while it asked, or at work elsewhere
+            age = datetime.now() - (trial.datetime_start or datetime.now())
+            return not self._is_shared or ("taken" not in trial.user_attrs and age > _ASKING)
         lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
