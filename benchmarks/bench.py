@@ -27,7 +27,7 @@ import torch
 
 import sides
 from plain import BATCH
-from sides import EPOCHS, IMPORTANCE_SAMPLES, TARGET_ELBO, Bench, RowFailed, Side
+from sides import EPOCHS, IMPORTANCE_SAMPLES, JOBS, TARGET_ELBO, Bench, RowFailed, Side
 from vae_lightning import experiment
 from vae_lightning.directories import make_directory
 from vae_lightning.provenance import versions
@@ -189,6 +189,24 @@ ROWS = [
         at_least=False,
         show=in_milliseconds,
     ),
+    *(
+        Row(
+            "joblib",
+            functools.partial(sides.joblib, overrides=overrides),
+            f"{JOBS} runs of a sweep on two cores by hydra/launcher=joblib, {' '.join(overrides) or 'the default model'}",
+            "the same sweep in order",
+            must=must,
+            hope=None,
+            pairs=1,
+            warm_up=False,
+            show=lambda seconds: f"{3600 * JOBS / seconds:.0f}/h",
+            case=case,
+        )
+        for case, overrides, must in (
+            ("", (), 1.3),
+            ("small", ("model.hidden_dims=[100]", "trainer.max_epochs=20"), 1.6),
+        )
+    ),
     Row(
         "scaling",
         sides.scaling,
@@ -219,8 +237,8 @@ def judge(ratio: float, must: float | None, hope: float | None, at_least: bool) 
     return "missed" if reaches(must / 2 if at_least else 2 * must) else "collapsed"
 
 
-def choose(names: str) -> list[Row]:
-    """Return the rows of some names, with commas between them; of none, all that this machine can run.
+def choose(names: str, quick: bool = False) -> list[Row]:
+    """Return the rows of some names, with commas between them; of none, all that this machine and the time allow.
 
     Raises:
         ValueError: no row is called so.
@@ -229,7 +247,9 @@ def choose(names: str) -> list[Row]:
     for name in wanted:
         if name not in (known := list(dict.fromkeys(row.name for row in ROWS))):
             raise ValueError(f"ROWS={names}: no row is called {name}; choose from {', '.join(known)}")
-    return [row for row in ROWS if (row.name in wanted if wanted else row.name != "graph" or torch.cuda.is_available())]
+    # Without a GPU there are no graphs; in seconds a sweep does little but import torch.
+    left_out = {"graph": not torch.cuda.is_available(), "joblib": quick}
+    return [row for row in ROWS if (row.name in wanted if wanted else not left_out.get(row.name, False))]
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -320,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed, told = False, []
     with tempfile.TemporaryDirectory() as directory:
         try:
-            rows = choose(typed.rows)
+            rows = choose(typed.rows, typed.quick)
             bench = Bench(typed.quick, typed.data_dir, Path(directory))
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")

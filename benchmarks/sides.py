@@ -35,6 +35,8 @@ EPOCHS = 10
 TARGET_ELBO = -105.6
 """What the speedrun must reach on the test images, nats per image."""
 IMPORTANCE_SAMPLES = 5000
+JOBS = 4
+"""Of the sweep that is run on two cores."""
 
 EXAMPLE = str(Path(__file__).with_name("example.py"))
 TRAIN = ("-m", "vae_lightning.train")
@@ -330,3 +332,21 @@ def scaling(bench: Bench) -> tuple[Side, Side]:
     """A training step with ten times the data against one with the data once."""
     steps = f"trainer.limit_train_batches={len(bench.batches())}"
     return lambda: bench.step_seconds(steps, times_the_data=10), lambda: bench.step_seconds(steps)
+
+
+def joblib(bench: Bench, overrides: Sequence[str]) -> tuple[Side, Side]:
+    """A sweep on two cores, two jobs at a time, against the same in order."""
+    if not hasattr(os, "sched_setaffinity") or len(cores := sorted(os.sched_getaffinity(0))) < 2:
+        raise RowFailed("a process can't be held to two cores here")
+    less = ("trainer.max_epochs=2", "trainer.limit_train_batches=100") if bench.quick else ()
+    seeds = ",".join(map(str, range(1, JOBS + 1)))
+    line = (*TRAIN, "--multirun", f"seed={seeds}", f"data.dir={bench.data_dir}", *overrides, *less)
+
+    def swept(*launcher: str) -> float:
+        os.sched_setaffinity(0, cores[:2])
+        try:
+            return bench.process(*line, *launcher)[0]
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    return lambda: swept("hydra/launcher=joblib"), swept

@@ -69,6 +69,23 @@ def test_there_are_never_more_jobs_at_a_time_than_asked_for_than_cores_or_than_j
     assert launchers.prepare(settings, jobs) == [f"hydra.launcher.n_jobs={together}"]
 
 
+MISTAKES = {
+    "hydra.launcher.n_jbos=2": "unknown key hydra.launcher.n_jbos: did you mean hydra.launcher.n_jobs?",
+    "hydra.launcher.n_jobs=many": "Error merging override hydra.launcher.n_jobs=many: Value 'many' of type 'str' could not be",
+    "hydra/launcher=jobib": "hydra/launcher=jobib: there is none of that name; choose from basic, joblib, ",
+    "hydra/launcher=joblib,basic": "Sweeping over Hydra's configuration is not supported",
+}
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_in_a_launcher_s_settings_is_told_and_leaves_nothing(tmp_path, monkeypatch, mistake, message):
+    launcher = [] if mistake.startswith("hydra/") else ["hydra/launcher=joblib"]
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", *LINE, *launcher, mistake, directory=tmp_path, patch=monkeypatch)
+    assert str(exit_.value.code).startswith(f"error: {message}")
+    assert not list(tmp_path.rglob("multirun/*"))
+
+
 def test_a_number_of_jobs_that_means_nothing_is_refused():
     with pytest.raises(ConfigurationError, match=r"^hydra\.launcher\.n_jobs=0: how many jobs at a time"):
         launchers.prepare({"_target_": JOBLIB, "n_jobs": 0}, 3)
@@ -99,3 +116,4 @@ def test_what_a_launcher_itself_refuses_is_told_in_a_line(tmp_path, monkeypatch)
     with pytest.raises(SystemExit) as exit_:
         typed("train", *LINE, *arguments, directory=tmp_path / "here", patch=monkeypatch)
     assert str(exit_.value.code) == "error: hydra/launcher=submitit_slurm: sbatch: error: invalid partition specified: x"
+    assert list((tmp_path / "here").iterdir()) == []

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -219,8 +220,9 @@ def _run_sweep(name: str, task: Callable[[DictConfig], None], typed: Any) -> Non
             if job.directory:
                 remove_if_empty(job.directory, sweep)  # of a process that didn't live to do so
                 job.directory = job.directory if job.directory.exists() else None
-        if not continued and sweep.is_dir() and [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:  # no job left any
-            (sweep / "multirun.yaml").unlink()
+        if not continued and sweep.is_dir() and {path.name for path in sweep.iterdir()} <= {"multirun.yaml", ".submitit"}:
+            (sweep / "multirun.yaml").unlink(missing_ok=True)  # no job left anything
+            shutil.rmtree(sweep / ".submitit", ignore_errors=True)
             remove_if_empty(sweep, standing)
         if begun := any(job.problem != sweeps.NOT_RUN for job in jobs):
             print(f"\n{sweeps.table(jobs)}\n")
@@ -355,9 +357,11 @@ def _explain(name: str, error: Exception) -> str:
     if isinstance(error, HydraException):
         typed = _typed()
         with suppress(HydraException), outside_a_run(typed):
-            known = known_keys(name, typed.overrides)
+            launcher = guard.settings_of(_value("hydra/launcher", typed.overrides))
+            known = known_keys(name, typed.overrides) | {f"hydra.launcher.{key}" for key in launcher}
             for key in (each.key_or_group for each in parse(typed.overrides)):
-                if key not in known and not key.startswith("hydra"):
+                if key not in known and (not key.startswith("hydra") or (launcher and key.startswith("hydra.launcher."))):
                     return unknown_key(key, known)
-        return first_line
+        cause = str(error.__cause__ or "").partition("\n")[0]  # of a type, as Hydra's own settings have them
+        return f"{first_line}: {cause}" if cause else first_line
     return str(error)

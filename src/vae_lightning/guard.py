@@ -81,6 +81,12 @@ def _check_hydra(settings: Any) -> None:
     _check_launcher(settings["launcher"])
 
 
+def settings_of(launcher: str | None) -> dict[str, Any]:
+    """Return the settings of a launcher that our own file has, by their keys in dots; of another launcher none."""
+    file = CONFIGS / "hydra" / "launcher" / f"{launcher}.yaml"
+    return dict(values_of(OmegaConf.to_container(OmegaConf.load(file)))) if file.is_file() else {}
+
+
 def _check_launcher(settings: Any) -> None:
     """Check the settings of what runs the jobs of a sweep: those of our own file may be others, its plugin's further ones not.
 
@@ -93,8 +99,7 @@ def _check_launcher(settings: Any) -> None:
     if not isinstance(settings, dict) or settings.get("_target_") not in LAUNCHERS:
         raise ConfigurationError(f"hydra.launcher={settings}: not one of the launchers, guard.LAUNCHERS")
     name = LAUNCHERS[settings["_target_"]]
-    presets = [CONFIGS / "hydra" / "launcher" / f"{name}.yaml"] if name else []
-    free = {key: value for preset in presets for key, value in values_of(OmegaConf.to_container(OmegaConf.load(preset)))}
+    free = settings_of(name)
     known = ConfigStore.instance().repo["hydra"]["launcher"].get(f"{name or 'basic'}.yaml")
     fixed = dict(values_of(OmegaConf.to_container(known.node))) if known else {}  # none where the plugin isn't installed
     fixed |= {key: free.pop(key) for key in ("_target_", "submitit_folder") if key in free}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from chaos.runs import MINIMAL, SUBSET, differences, trained
-from conftest import pid_of, wait_until
+from conftest import pid_of
+from slurm import wait_until
 
 RUN = (*SUBSET, MINIMAL, "model.hidden_dims=[8]", "data.batch_size=80", "trainer.max_epochs=150")
 SWEEP = ("--multirun", *RUN, "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto")

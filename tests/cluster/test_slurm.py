@@ -8,7 +8,8 @@ import sys
 from contextlib import contextmanager
 
 from chaos.runs import MINIMAL, SUBSET, differences, trained
-from conftest import pid_of, wait_until
+from conftest import pid_of
+from slurm import wait_until
 
 RUN = (*SUBSET, MINIMAL, "model.hidden_dims=[8]", "data.batch_size=80", "trainer.max_epochs=200")
 SWEEP = ("--multirun", *RUN, "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
