@@ -317,6 +317,7 @@ def test_of_what_an_epoch_allocates_only_a_leak_is_kept(tmp_path, monkeypatch):
     few = [f"callbacks.{name}.count=20" for name in (*memory.DRAWN, "projector")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train", *memory.OVERRIDES, *few, "trainer.max_epochs=4"])
+    gc.collect()  # of earlier tests
     gc.disable()  # so that it isn't luck if no figure waits to be freed
     try:
         sizes = memory.watched(True, used)

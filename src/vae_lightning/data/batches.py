@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         """Return the same batch on a device. Lightning asks for this once, where it would look through a plain tuple."""
         return Batch(self.images.to(device), self.labels.to(device), self.indices.to(device), self.total, self.first)
 
-    def take(self, rows: Tensor) -> "Batch":
+    def take(self, rows: Tensor | list[int]) -> "Batch":
         """Return some of its images, by their places."""
         return Batch(self.images[rows], self.labels[rows], self.indices[rows])
 
