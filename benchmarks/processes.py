@@ -1,7 +1,7 @@
 """How a run's speed goes with its processes: python benchmarks/processes.py [folder of the data].
 
-Trains the default model for two epochs on the same batches of 128, in one process of one thread, in one of two threads and in two
-processes of a thread each, in turn; what counts are the images per second that a run tells, its start left out.
+Trains the default model for two epochs on the same batches of 128, in one process of one thread, in one of two threads and in
+two processes of a thread each, in turn; what counts are the images per second that a run tells, its start left out.
 """
 
 import json
