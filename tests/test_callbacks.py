@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -113,6 +114,15 @@ def test_a_line_is_told_for_each_epoch_with_its_own_figures(subset, tmp_path, ca
     losses = [float(line.split("loss ")[1].split()[0]) for line in lines]
     assert losses[0] > losses[1] > 0
     assert all("validation ELBO -" in line for line in lines)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_bar_is_drawn_on_a_terminal_but_where_several_jobs_share_it(subset, tmp_path, monkeypatch, capsys, drawn):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if not drawn:
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+    fit(subset, tmp_path, Progress())
+    assert ("epoch 1/2:   0%|" in capsys.readouterr().err) == drawn
 
 
 def test_an_epoch_without_validation_tells_no_validation_figure(subset, tmp_path, caplog):

@@ -138,6 +138,7 @@ def run_elsewhere(job: Callable[[], None], number: int, ledger: Ledger) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes of a terminal; the sweep's own answers it
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):  # what joblib and Ray say themselves
         os.environ.setdefault("OMP_NUM_THREADS", cores)
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of several jobs would be drawn over each other
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter(f"[{number}] %(message)s"))
     over, parent = threading.Event(), os.getppid()

@@ -1,6 +1,7 @@
 """How far a training run has come, and how fast."""
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -78,7 +79,8 @@ class Progress(Callback):
         together = data.batch_size * trainer.world_size
         images = min(int(trainer.num_training_batches) * together, len(data.train_indices))
         look: dict[str, Any] = {"unit": " images", "unit_scale": True, "leave": False, "dynamic_ncols": True}
-        self._bar = tqdm(total=images, desc=self._line, disable=None if trainer.is_global_zero else True, **look)
+        unwanted = not trainer.is_global_zero or "TQDM_DISABLE" in os.environ
+        self._bar = tqdm(total=images, desc=self._line, disable=unwanted or None, **look)
         self._bar.update(batches * together)
 
     def on_train_batch_end(
