@@ -251,6 +251,7 @@ def _run_job(name: str, task: Callable[[DictConfig], None], ledger: sweeps.Ledge
     ledger.note(number, job)
     log.info("job %d: %s", number, " ".join(overrides))
     try:
+        os.chdir(settings.runtime.cwd)  # where Ray's workers don't begin
         check(name, config, overrides)
         begun = ledger.earlier().get(sweeps.resolve(config, settings))
         if "resume" in config and sweeps.is_begun(before.directory):

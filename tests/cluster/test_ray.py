@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from chaos.runs import MINIMAL, SUBSET, differences, trained
+from chaos.runs import DATA, MINIMAL, differences, trained
 from conftest import pid_of
 from slurm import wait_until
 
-RUN = (*SUBSET, MINIMAL, "model.hidden_dims=[8]", "data.batch_size=80", "trainer.max_epochs=150")
+RUN = ("data=mnist_subset", "data.dir=digits", MINIMAL, "model.hidden_dims=[8]", "data.batch_size=80", "trainer.max_epochs=150")
 SWEEP = ("--multirun", *RUN, "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto")
 
 
@@ -34,10 +34,17 @@ def nodes_of(processes):
     return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in processes}
 
 
+def here(directory):
+    """A directory from which the data lies in ``digits``."""
+    directory.mkdir(exist_ok=True)
+    (directory / "digits").symlink_to(DATA)
+    return directory
+
+
 def test_a_job_goes_on_at_another_node_when_its_own_is_lost(cluster, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "vae_lightning.train", *SWEEP, "model.latent_dim=2,3,0"],
-        cwd=tmp_path,
+        cwd=here(tmp_path),
         env={**os.environ, "RAY_ADDRESS": cluster.address},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -60,4 +67,4 @@ def test_a_job_goes_on_at_another_node_when_its_own_is_lost(cluster, tmp_path):
     assert len(re.findall(r"^ +\d  model.latent_dim=\d +-\d+\.\d\d  \S+/\d$", shown, re.MULTILINE)) == 2
     assert sum("Going on after step" in (run / "train.log").read_text() for run in runs) == 1
     for run, latents in zip(runs, (2, 3), strict=True):
-        assert differences(run, trained(tmp_path / f"whole_{latents}", *RUN, f"model.latent_dim={latents}")) == []
+        assert differences(run, trained(here(tmp_path / f"whole_{latents}"), *RUN, f"model.latent_dim={latents}")) == []
