@@ -161,7 +161,8 @@ def test_what_goes_wrong_in_all_processes_is_told_once(tmp_path):
 
 
 MISTAKES = {
-    "--multirun seed=1,2 trainer=ddp": "trainer.devices=2: a job of a sweep is one process; without --multirun this one is",
+    "--multirun seed=1,2 trainer=ddp": "trainer.devices=2: a job of a sweep is one process; without --multirun the first is",
+    "--multirun seed=1,2 hydra/launcher=submitit_local": "hydra/launcher=submitit_local: there is none of that name",
     "trainer=ddp trainer.num_nodes=2": "trainer.devices=2 trainer.num_nodes=2: start the processes by torchrun or srun",
     "trainer.devices=100000": "trainer.devices=100000: more processes than the",
     "trainer.devices=0": "trainer.devices=0: must be greater than 0",

@@ -101,6 +101,9 @@ def _run(name: str, task: Callable[[DictConfig], None], positional: str | None, 
         if (CONFIGS / group).is_dir() and (override.startswith("~") or override.endswith("=null")):
             options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
             raise ConfigurationError(f"{override}: a group can't be left out; choose from {options}")
+    offered = [known or "basic" for known in guard.LAUNCHERS.values()]
+    if (launcher := _value("hydra/launcher", typed.overrides)) and launcher not in offered:
+        raise ConfigurationError(f"hydra/launcher={launcher}: there is none of that name; choose from {', '.join(offered)}")
     if typed.overrides and not typed.cfg:
         check_typed(name, typed)
     if typed.multirun or "hydra.mode=MULTIRUN" in typed.overrides:
@@ -108,7 +111,7 @@ def _run(name: str, task: Callable[[DictConfig], None], positional: str | None, 
             raise ConfigurationError(f"--multirun: {no_sweep}")
         _run_sweep(name, task, typed)
         return
-    if (launcher := _value("hydra/launcher", typed.overrides)) and not (typed.cfg or typed.info):
+    if launcher and not (typed.cfg or typed.info):
         raise ConfigurationError(f"hydra/launcher={launcher}: runs the jobs of a sweep, so with --multirun")
     standing = nearest_standing(_value("hydra.run.dir", typed.overrides) or ".")
     failures: list[Exception] = []
@@ -305,9 +308,17 @@ def _jobs(name: str, typed: Sequence[str]) -> tuple[list[list[str]], Any]:
         if each.is_discrete_sweep():
             values = [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
             choices += [[*fixed, value] for value in (values if is_group(each) else values[:1])]
-    for choice in choices:
-        check(name, hydra.compose(name, choice), choice)
     jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
+    for choice in choices:
+        composed = hydra.compose(name, choice)
+        check(name, composed, choice)
+        for key in ("trainer.devices", "trainer.num_nodes"):
+            if (processes := OmegaConf.select(composed, key, default=1)) != 1:
+                alone = shlex.join(each for each in jobs[0] if not each.startswith("hydra"))
+                raise ConfigurationError(
+                    f"{key}={processes}: a job of a sweep is one process; without --multirun the first is begun by\n"
+                    f"python -m vae_lightning.{name} {alone}"
+                )
     return jobs, OmegaConf.to_container(settings.launcher)
 
 

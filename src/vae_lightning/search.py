@@ -117,6 +117,9 @@ class Search:
         self._address: str | None = config.storage and hide_password(config.storage)
         self.directory = _make_directory(experiment.require("study", config.study, str | None))
         stored = self.directory / ".hydra" / "config.yaml"
+        if self._data_dir is None and stored.exists() and (kept := OmegaConf.load(stored).data.dir) is not None:
+            begun_in = OmegaConf.load(stored.with_name("hydra.yaml")).hydra.runtime.cwd
+            self._data_dir = str(Path(begun_in) / Path(kept).expanduser())
         try:
             self._refuse_another_database(stored)
             self.study = Study(self.directory, config.storage, self.plan["config"]["objectives"])

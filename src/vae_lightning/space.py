@@ -62,7 +62,7 @@ def read_space(config: dict[str, Any]) -> Space:
         while part and isinstance(value, dict) and part[0] in value:
             value = value[part.pop(0)]
         if part or isinstance(value, dict):
-            raise ConfigurationError(f"{name}: {key} is no value of the configuration")
+            raise ConfigurationError(f"{name}: {key} is no value of the configuration; what is searched is {_FORMS}")
         if key != "data.batch_size" and (not key.startswith(("model.", "trainer.")) or key in _OF_ANOTHER_FIGURE):
             raise ConfigurationError(
                 f"{name}: not offered; data.batch_size and all of model and trainer can be searched that leaves val/elbo the "
