@@ -172,8 +172,8 @@ def documented():
                 root = command or ELSEWHERE.get(key, text.stem if text.parent == CONFIGS else "train")
                 if key.startswith("model"):
                     root = "train"  # a comment on what the model of a checkpoint must have been trained with
-                if override == "experiment=null":
-                    continue  # how none is written; the command takes it off the line
+                if override == "experiment=null" or "--config-dir" in line:
+                    continue  # how none is written; the command takes it off the line. Or a file of the user's own
                 for value in choices:
                     found.setdefault((root, f"{key}{equals}{value}"), text.name)
     return [pytest.param(*each, id=" ".join(each)) for each in found]
