@@ -97,6 +97,26 @@ def test_a_signal_that_python_swallows_is_answered_all_the_same(monkeypatch):
     assert interruption.noted() is None
 
 
+@pytest.mark.parametrize("deferred", [True, False])
+def test_where_one_signal_is_heeded_the_next_ones_do_not_disturb_what_is_cleared_away(deferred):
+    cleared = []
+
+    def work():
+        if deferred:
+            interruption.defer()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            interruption.check()
+        finally:
+            interruption.heed()  # Lightning puts back the handlers that it found
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleared.append(True)
+
+    with pytest.raises(interruption.Interrupted), interruption.heeded(signal.SIGTERM, once=True):
+        work()
+    assert cleared == [True]
+
+
 def test_a_signal_that_a_library_turns_into_an_error_of_its_own_is_answered_all_the_same():
     def cleared_away_wrongly():
         try:

@@ -19,24 +19,28 @@ class _Asked:
     """Which signals are heeded, whether one has come, whether somebody will look before the process ends, and who is told."""
 
     heeded: tuple[int, ...] = ()
+    once = False
+    came = False
     deferred = False
     number: int | None = None
     tell: Callable[[], object] | None = None
 
 
 @contextmanager
-def heeded(*numbers: int) -> Iterator[None]:
+def heeded(*numbers: int, once: bool = False) -> Iterator[None]:
     """Turn signals into ``Interrupted`` meanwhile, so that what is half-done is cleared away.
 
     But for the time between ``leave_to_system`` and ``heed``.
 
     Args:
         *numbers: the signals; by default SIGTERM and Ctrl-C.
+        once: further ones after the first do nothing, for what sends them repeats itself, and has SIGKILL for haste.
     """
     if threading.current_thread() is not threading.main_thread():  # where Python lets nobody set handlers
         yield
         return
-    _Asked.heeded, _Asked.deferred, _Asked.number = numbers or (signal.SIGTERM, signal.SIGINT), False, None
+    _Asked.heeded, _Asked.once, _Asked.came = numbers or (signal.SIGTERM, signal.SIGINT), once, False
+    _Asked.deferred, _Asked.number = False, None
     before = {number: signal.signal(number, _handle) for number in _Asked.heeded}
     try:
         yield
@@ -113,10 +117,13 @@ def defer_no_longer() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    _Asked.number = number
+    if _Asked.once and _Asked.came:
+        return
+    _Asked.number, _Asked.came = number, True
     if not _Asked.deferred:
         raise Interrupted(number)
-    for each in _Asked.heeded:
-        signal.signal(each, signal.SIG_DFL)
+    if not _Asked.once:
+        for each in _Asked.heeded:
+            signal.signal(each, signal.SIG_DFL)
     if _Asked.tell:
         _Asked.tell()

@@ -144,7 +144,7 @@ def run_elsewhere(job: Callable[[], None], number: int, ledger: Ledger) -> None:
     over, parent = threading.Event(), os.getppid()
     threading.Thread(target=_watch, args=(ledger, parent, over), daemon=True).start()
     try:
-        with interruption.heeded(signal.SIGTERM, *([signal.SIGUSR2] if by_slurm else [])):
+        with interruption.heeded(signal.SIGTERM, *([signal.SIGUSR2] if by_slurm else []), once=True):
             job()
     except interruption.Interrupted as stop:
         if os.getppid() != parent:

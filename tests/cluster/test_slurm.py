@@ -76,6 +76,6 @@ def test_a_sweep_that_is_stopped_leaves_no_job_in_the_queue_and_all_saved(slurm,
     assert process.returncode == 130
     assert queued(slurm) == {}
     rows = r" +0  model.latent_dim=2 +\S+/0: interrupted\n +1  \S+ +\S+/1: interrupted\n +2  \S+ +not run\n"
-    assert re.search(rows, shown)
+    assert re.search(rows, shown), shown
     assert "Stopped after" in (swept / "0" / "train.log").read_text()
     assert sorted(path.name for path in swept.iterdir()) == [".submitit", "0", "1", "multirun.yaml"]
