@@ -73,7 +73,7 @@ MISTAKES = {
     "hydra.launcher.n_jbos=2": "unknown key hydra.launcher.n_jbos: did you mean hydra.launcher.n_jobs?",
     "hydra.launcher.n_jobs=many": "Error merging override hydra.launcher.n_jobs=many: Value 'many' of type 'str' could not be",
     "hydra/launcher=jobib": "hydra/launcher=jobib: there is none of that name; choose from basic, joblib, ",
-    "hydra/launcher=joblib,basic": "Sweeping over Hydra's configuration is not supported",
+    "hydra/launcher=joblib,basic": "hydra/launcher=joblib,basic: there is none of that name",
 }
 
 

@@ -374,7 +374,7 @@ COMMAND_LINES = {  # what is typed with the smallest command, and what is said
     "-m hydra/launcher=joblib hydra.launcher.backend=threading": "hydra.launcher.backend='threading': not offered; there are",
     "-m hydra/launcher=submitit_slurm hydra.launcher.setup=[ls]": "hydra.launcher.setup=['ls']: not offered; there are name,",
     "-m hydra/launcher=submitit_slurm hydra.launcher.comment='x$y'": "hydra.launcher.comment='x$y': not offered",
-    "-m hydra/launcher=submitit_local": "hydra.launcher._target_=hydra_plugins.hydra_submitit_launcher.submitit_launcher.Loc",
+    "-m hydra/launcher=submitit_local": "hydra/launcher=submitit_local: there is none of that name; choose from basic",
     "-m hydra/launcher=ray +hydra.launcher.ray.remote.runtime_env={}": "hydra.launcher.ray.remote.runtime_env={}: not offered;",
     "-m hydra/launcher=ray hydra.launcher.ray.init.address=x:1": "hydra.launcher.ray.init.address='x:1': not offered",
     "hydra/launcher=joblib": "hydra/launcher=joblib: runs the jobs of a sweep, so with --multirun",
