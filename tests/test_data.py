@@ -630,7 +630,8 @@ def test_eight_that_start_at_once_share_one_failure(tmp_path, silence):
         thread.join()
     assert len(messages) == 8
     assert sum("another process tried at the same time and gave up: its message says why" in each for each in messages) == 7
-    assert not (tmp_path / "new").exists()
+    # One that waited may leave what it waited in, rarely: empty folders and the lock, never a file of the data.
+    assert {path.name for path in (tmp_path / "new").rglob("*") if path.is_file()} <= {".lock"}
 
 
 @pytest.mark.parametrize("moment", ["mirror", "registry"])
