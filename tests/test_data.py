@@ -630,8 +630,31 @@ def test_eight_that_start_at_once_share_one_failure(tmp_path, silence):
         thread.join()
     assert len(messages) == 8
     assert sum("another process tried at the same time and gave up: its message says why" in each for each in messages) == 7
-    # One that waited may leave what it waited in, rarely: empty folders and the lock, never a file of the data.
-    assert {path.name for path in (tmp_path / "new").rglob("*") if path.is_file()} <= {".lock"}
+    assert not (tmp_path / "new").exists()
+
+
+def test_who_waits_clears_away_the_folder_that_it_made(tmp_path, silence, monkeypatch):
+    folder, is_first, turn, outcomes = data_folder("mnist_subset", str(tmp_path / "new")), sources._is_first, [], []
+
+    def second_is_first(lock):  # who made the folder lets the other one overtake it
+        turn.append(None)
+        if len(turn) == 1:
+            other.start()
+            while not (folder / ".lock").exists():
+                time.sleep(0.01)
+        return is_first(lock)
+
+    def start():
+        with pytest.raises(DatasetUnavailable) as error:
+            fetch("mnist_subset", folder)
+        outcomes.append("another process tried" in str(error.value))
+
+    other = threading.Thread(target=start)
+    monkeypatch.setattr(sources, "_is_first", second_is_first)
+    start()
+    other.join()
+    assert sorted(outcomes) == [False, True]
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("moment", ["mirror", "registry"])

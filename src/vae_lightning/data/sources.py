@@ -208,11 +208,10 @@ def fetch(name: str, folder: Path) -> None:
     except OSError as error:
         raise DatasetUnavailable(f"{folder} can't be written ({error.strerror}): name another with data.dir=…") from error
     finally:  # after Ctrl-C too
-        if missing and lock.is_locked:
-            with contextlib.suppress(OSError):  # not empty: some files came
-                (folder / ".lock").unlink()
-                for path in made:
-                    path.rmdir()
+        if missing:  # those who waited clear away too: one of them may have made the folder
+            for remove in [(folder / ".lock").unlink] * lock.is_locked + [path.rmdir for path in made]:
+                with contextlib.suppress(OSError):  # not empty, or another was sooner
+                    remove()
         lock.release()
     if missing:
         reasons += [f"{name} is there, but not what it should be" for name in missing if (folder / name).exists()]
