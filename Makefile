@@ -25,8 +25,8 @@ train: $(READY)  ## train, test and draw the default model; overrides in ARGS="m
 	$(BIN)/python -m vae_lightning.train $(ARGS)
 
 .PHONY: test
-test: $(READY)  ## run the tests; pytest's options in ARGS="-k objectives"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the tests, on up to four cores; pytest's options in ARGS="-k objectives", a debugger with ARGS="-n 0 --pdb"
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 BROWSER := $(VENV)/.browser
 
