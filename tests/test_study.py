@@ -103,6 +103,20 @@ def test_a_killed_process_between_two_writes_leaves_nothing_that_is_done_twice(t
     assert Counter(trial.state for trial in opened(tmp_path).study.trials) == {TrialState.COMPLETE: 3, TrialState.FAIL: 1}
 
 
+def test_a_trial_that_ends_while_another_process_looks_at_it_is_not_taken_for_one_that_was_broken_off(tmp_path, monkeypatch):
+    one, another = opened(tmp_path), opened(tmp_path)
+    trial, is_abandoned = one.ask(2, SPACE), another._is_abandoned
+
+    def in_between(looked_at):
+        one.study.tell(trial, -1.0)
+        one.let_go()
+        return is_abandoned(looked_at)
+
+    monkeypatch.setattr(another, "_is_abandoned", in_between)
+    assert another.ask(2, SPACE).number == 1
+    assert [each.state for each in another.study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+
+
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_processes_at_once_share_the_trials_and_one_that_is_killed_loses_none(tmp_path, kind):
     address = f"sqlite:///{tmp_path}/trials.db" if kind == "sqlite" else ""

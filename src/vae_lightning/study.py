@@ -207,8 +207,9 @@ class Study:
     def ask(self, count: int, distributions: dict[str, BaseDistribution]) -> optuna.Trial | None:
         """Take the next trial, which is this process's until ``let_go``; None where there are ``count``."""
         with self.lock:
-            for trial in self.study.get_trials(deepcopy=False):
-                if trial.state == TrialState.RUNNING and self._is_abandoned(trial):
+            for trial in self._running_trials():
+                # Asked again: it may have been ended, and let go of, since the first time.
+                if self._is_abandoned(trial) and trial.number in {each.number for each in self._running_trials()}:
                     self.put_back(trial)
             trials = self.trials()
             if len(trials) >= count and not any(each.state == TrialState.WAITING for each in trials):
@@ -239,6 +240,9 @@ class Study:
     def directory_of(self, trial: FrozenTrial | optuna.Trial) -> Path:
         """Return where a trial's files lie."""
         return self.directory / "trials" / str(trial.number)
+
+    def _running_trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _lock_of(self, number: int) -> Path:
         return self.directory / ".locks" / str(number)
