@@ -40,6 +40,25 @@ def test_log_prob_sums_over_the_pixels_and_keeps_the_leading_dimensions():
     torch.testing.assert_close(log_prob, expected)
 
 
+@pytest.mark.parametrize("sides", [(28, 28), (5, 7), (1, 1)])
+def test_the_bernoullis_log_prob_is_torchs_cross_entropy_to_the_last_digits_and_its_gradient_to_the_last(sides):
+    for dtype, digits in ((torch.float32, 2e-6), (torch.float64, 1e-14)):
+        logits, x = (random(3, 4, 1, *sides) * 40 - 20).to(dtype), random(4, 1, *sides, seed=1).to(dtype)
+        logits[0, 0], logits[0, 1], logits[0, 2] = 200, -200, 0
+        logits.requires_grad_()
+        ours = BernoulliImage(logits).log_prob(x)
+        torchs = -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").flatten(-3).sum(-1)
+        exact = -F.binary_cross_entropy_with_logits(logits.double(), x.expand_as(logits).double(), reduction="none")
+        torch.testing.assert_close(ours.double(), exact.flatten(-3).sum(-1), rtol=digits, atol=digits)
+        weights = random(3, 4, seed=2).to(dtype)  # as importance weights are
+        gradients = [torch.autograd.grad((weights * each).sum(), logits)[0] for each in (ours, torchs)]
+        assert torch.equal(*gradients)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(BernoulliImage(logits).log_prob(x), ours)
+    logits = random(2, 1, 3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: BernoulliImage(each).log_prob(random(2, 1, 3, 4, seed=1)), logits)
+
+
 @pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli", "gaussian", "discretized_logistic"])
 def test_tiling_pixels_twice_doubles_the_log_likelihood(name):
     likelihood = Likelihood(name).double()

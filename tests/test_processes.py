@@ -100,7 +100,7 @@ def test_two_processes_train_what_one_does_with_batches_of_both(two, tmp_path):
     assert {name: figures(two[0])[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     # What is logged of the training are means over the images of both.
     sums = [each["figures"]["window"]["sums"] for each in (alone, together)]
-    assert torch.allclose(*map(torch.stack, sums), atol=1e-3)
+    assert torch.allclose(*sums, atol=1e-3)
     assert len({each["figures"]["window"]["images"] for each in (alone, together)}) == 1
 
 

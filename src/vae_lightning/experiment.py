@@ -347,6 +347,24 @@ class Unprofiled(Profiler):
         """Stop nothing."""
 
 
+_STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+def without_idle_hooks(callback: Callback) -> Callback:
+    """Take from a callback the hooks of a step that it doesn't use: Lightning passes over what can't be called."""
+    for hook in _STEP_HOOKS:
+        if getattr(type(callback), hook) is getattr(Callback, hook):
+            setattr(callback, hook, None)
+    return callback
+
+
 def build_trainer(
     config: DictConfig, module: VAEModule, data: MNISTDataModule, throughput: Throughput, directory: Path
 ) -> Trainer:
@@ -379,7 +397,7 @@ def build_trainer(
         accelerator=accelerator,
         use_distributed_sampler=False,  # a data module's batches are shared by its own rule
         **(several if devices * nodes > 1 else {}),
-        callbacks=[throughput, *callbacks],
+        callbacks=[without_idle_hooks(callback) for callback in (throughput, *callbacks)],
         # Without any, Lightning would add one of its own, that writes among the logs.
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=[build_part(f"logger.{name}", None, logger) for name, logger in config.logger.items() if logger],

@@ -4,10 +4,11 @@
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.nn import functional as F
 
@@ -37,9 +38,36 @@ class BernoulliImage(Independent[Bernoulli]):
         self.logits = logits
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of images ``[..., C, H, W]``: its sign changed in the sums, not in every pixel."""
+        """Return the log-probability of images ``[..., C, H, W]``, through which gradients reach the logits alone."""
         logits, value = torch.broadcast_tensors(self.logits, value)  # type: ignore[no-untyped-call]
-        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
+        log_prob: Tensor = _BernoulliLogProb.apply(logits, value)
+        return log_prob
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    """Σ x·l − log(1 + exp(l)) over the pixels of images x and logits l of one shape, and its gradient x − σ(l).
+
+    One sigmoid serves both, where torch's cross-entropy computes an exponential and a logarithm of each pixel, and another
+    exponential on the way back: log(1 + exp(l)) = max(l, 0) − log max(σ(l), σ(−l)). What the logarithm is taken of lies in
+    [½, 1], so that the product of a hundred pixels is no smaller than single precision holds, and needs one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
+        white = torch.sigmoid(logits)
+        ctx.save_for_backward(white, value)
+        # What follows goes through one more piece of memory only: to be given another costs more than to fill it.
+        pixels = 1 - white
+        likelier = torch.maximum(pixels, white, out=pixels).flatten(-3)
+        products = likelier.view(*likelier.shape[:-1], -1, math.gcd(likelier.shape[-1], 98)).prod(-1)
+        log_prob = products.log().sum(-1) - torch.clamp(logits, min=0, out=pixels).flatten(-3).sum(-1)
+        return log_prob.add_(torch.mul(logits, value, out=pixels).flatten(-3).sum(-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        white, value = ctx.saved_tensors
+        return (white - value).mul_(-gradient[..., None, None, None]), None
 
 
 class ContinuousBernoulli(Distribution):

@@ -1,5 +1,6 @@
 """The LightningModule: one shared step for training, validation and test, and what is logged of it."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -28,64 +29,77 @@ FiniteNonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Means:
-    """Means over images of named values, summed as tensors so that nothing waits for the device."""
+    """Means over images of named values, summed as tensors, and when they are asked for: nothing waits for the device."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
         self.clear()
 
     def clear(self) -> None:
-        self.sums: list[Tensor] = []  # of each batch, ``[len(names)]``: added when they are asked for, and not at each step
+        self._values: list[Tensor] = []  # of batches that are yet to be summed, one after another: as many as there are names
+        self._sums: list[Tensor] = []  # of each batch before, ``[len(names)]``
         self.images = 0
         self.gathered = 0  # batches whose sums are those of all processes
         self.gathered_images = 0
 
+    def update(self, *values: Tensor) -> None:
+        """Add one value per image, each ``[B]``, in the order of the names."""
+        if self._values and len(values[0]) != len(self._values[0]):
+            self.sums()
+        self._values.extend(value.detach() for value in values)
+        self.images += len(values[0])
+
+    def sums(self) -> list[Tensor]:
+        """Return the sums of each batch, ``[len(names)]``."""
+        if self._values:
+            values = torch.stack(self._values).view(-1, len(self.names), len(self._values[0]))
+            # Apple's MPS knows no float64; elsewhere it keeps sums over 60,000 images exact to the last logged digit.
+            self._sums += values.sum(-1, dtype=torch.float32 if values.device.type == "mps" else torch.float64).unbind()
+            self._values = []
+        return self._sums
+
     def gather(self, strategy: Strategy) -> None:
         """Let each process know the sums of all; each has had as many batches."""
-        fresh = self.sums[self.gathered :]
+        fresh = self.sums()[self.gathered :]
         if fresh:
             images = fresh[0].new_tensor([self.images - self.gathered_images])
             *sums, images = torch.split(strategy.reduce(torch.cat([*fresh, images]), reduce_op="sum"), len(self.names))
-            self.sums[self.gathered :] = sums
+            self._sums[self.gathered :] = sums
             self.images = self.gathered_images + int(images)
-            self.gathered, self.gathered_images = len(self.sums), self.images
-
-    def update(self, *values: Tensor) -> None:
-        """Add one value per image, each ``[B]``, in the order of the names."""
-        # Apple's MPS knows no float64; elsewhere it keeps sums over 60,000 images exact to the last logged digit.
-        dtype = torch.float32 if values[0].device.type == "mps" else torch.float64
-        self.sums.append(torch.stack([value.detach() for value in values]).sum(dim=1, dtype=dtype))
-        self.images += len(values[0])
+            self.gathered, self.gathered_images = len(self._sums), self.images
 
     def add(self, other: "_Means") -> None:
         """Add what another one has summed."""
-        if other.sums:
-            self.sums.append(torch.stack(other.sums).sum(0))
+        if sums := other.sums():
+            self._sums.append(torch.stack(sums).sum(0))
             self.images += other.images
 
     def means(self, prefix: str, suffix: str = "") -> dict[str, float]:
         """Return ``{prefix + name + suffix: mean}``; empty if there were no images."""
-        if not self.sums:
+        if not (sums := self.sums()):
             return {}
-        means = (torch.stack(self.sums).sum(0) / self.images).tolist()
+        means = (torch.stack(sums).sum(0) / self.images).tolist()
         return {f"{prefix}{name}{suffix}": mean for name, mean in zip(self.names, means, strict=True)}
 
     def not_finite(self) -> tuple[int, str, float] | None:
         """Return the position, the name and the value of the first sum that isn't finite, if there is one."""
-        for position, sums in enumerate(torch.stack(self.sums).tolist() if self.sums else []):
-            for name, value in zip(self.names, sums, strict=True):
+        sums = self.sums()
+        for position, of_batch in enumerate(torch.stack(sums).tolist() if sums else []):
+            for name, value in zip(self.names, of_batch, strict=True):
                 if not math.isfinite(value):
                     return position, name, value
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums, for a run that is resumed."""
-        return {"sums": self.sums, "images": self.images}
+        sums = self.sums()
+        return {"sums": torch.stack(sums) if sums else [], "images": self.images}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from there, on a device."""
-        self.sums, self.images = [sums.to(device) for sums in state["sums"]], state["images"]
-        self.gathered, self.gathered_images = len(self.sums), self.images
+        self.clear()
+        self._sums, self.images = [sums.to(device) for sums in state["sums"]], state["images"]
+        self.gathered, self.gathered_images = len(self._sums), self.images
 
 
 class VAEModule(LightningModule):
@@ -219,8 +233,8 @@ class VAEModule(LightningModule):
         ]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; words, as the name of each hook that Lightning notes, without asking whether they are weights."""
-        if isinstance(value, str):
+        """Set an attribute; the name of a hook, noted fifty times a step, without asking whether it is a weight."""
+        if name == "_current_fx_name":
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -288,6 +302,8 @@ class VAEModule(LightningModule):
         if batch.total:  # the mean of the processes' gradients is then that of all images, whatever their shares
             return -objective.sum() * (self.trainer.world_size / batch.total)
         return -objective.mean()
+
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked for at each step
 
     def on_train_start(self) -> None:
         """Log what was due at the step that a run goes on from."""
