@@ -96,4 +96,10 @@ class VAE(nn.Module):
             y = torch.randint(self.num_classes, (n,), generator=generator).to(prior.loc.device)
         z = prior.reparameterize(temperature * noise.to(prior.loc))
         labels = itertools.repeat(None) if y is None else torch.split(y, _DECODED_TOGETHER)
-        return torch.cat([self.likelihood(*part).mean for part in zip(torch.split(z, _DECODED_TOGETHER), labels, strict=False)])
+        images = z.new_empty(0)
+        for first, part in zip(range(0, max(n, 1), _DECODED_TOGETHER), labels, strict=False):
+            mean = self.likelihood(z[first : first + _DECODED_TOGETHER], part).mean
+            if not first:
+                images = mean.new_empty(n, *mean.shape[1:])
+            images[first : first + _DECODED_TOGETHER] = mean  # in its place at once: to join all at the end is a pass over all
+        return images
