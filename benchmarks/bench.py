@@ -204,7 +204,7 @@ ROWS = [
         )
         for case, overrides, must in (
             ("", (), 1.3),
-            ("small", ("model.hidden_dims=[100]", "trainer.max_epochs=20"), 1.6),
+            ("small", ("model.hidden_dims=[100]", "trainer.max_epochs=40"), 1.6),
         )
     ),
     Row(
