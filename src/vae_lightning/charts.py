@@ -69,6 +69,7 @@ def rate_distortion(combinations: Sequence[Combination]) -> Figure | None:
         name = label(each.settings, each.number)
         axes.errorbar(rate, -likelihood, error, rate_error, label=name, capsize=3, markersize=5, linestyle="", **style)
     axes.margins(0.15)
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))  # no KL is less
     (left, right), (below, above) = axes.get_xlim(), axes.get_ylim()
     across, up = np.meshgrid(np.linspace(left, right, 50), np.linspace(below, above, 50))
     lines = axes.contour(across, up, -across - up, levels=6, colors="0.75", linewidths=0.8, linestyles="solid", zorder=0)
@@ -115,5 +116,5 @@ def _axes(across: str, up: str, lines: int) -> tuple[Figure, Axes]:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
-    if names:
+    if len(names) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=2 if max(map(len, names)) <= 35 else 1, fontsize=8)

@@ -39,13 +39,15 @@ def tell(study: Study, plan: dict[str, Any], searched: space.Space, data_dir: st
         problem = failed[-1].user_attrs.get("problem") if failed else "a trial that was pruned"
         raise ConfigurationError(f"none of {len(trials)} trials was completed; the last: {problem}")
     lines = [f"trial {each.number} failed: {each.user_attrs.get('problem')}" for each in failed]
+    if pruned := sum(each.state == TrialState.PRUNED for each in trials):
+        lines.append(f"Ended early, by what the others had come to by then: {pruned} of {len(trials)}")
     if running:
         lines.append(f"Still being trained by other workers, the last of which says what follows anew: {running}")
     if completed:
         best = max(completed, key=lambda each: each.user_attrs["figures"]["elbo"])
         again = _write_recipe(study, plan, searched, best, len(trials))
         data = [f"data.dir={data_dir}"] if data_dir else []
-        lines += ["", *_table(study, searched, completed), ""]
+        lines += [*([""] if lines else []), *_table(study, searched, completed), ""]
         lines += [f"best        trial {best.number}, as a recipe: {shlex.join([*again, *data])}", *_draw(study, trials)]
         lines += ["Nothing was chosen by the test images, and none of these figures is of them."]
     return "\n".join(f"  {line}" if line else "" for line in lines)
