@@ -63,7 +63,7 @@ class Slurm:
         Raises:
             RuntimeError: it failed.
         """
-        finished = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        finished = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=180)
         if finished.returncode:
             raise RuntimeError(f"{' '.join(command)}: {finished.stdout}{finished.stderr}")
         return finished.stdout

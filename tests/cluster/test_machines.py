@@ -89,8 +89,6 @@ def test_what_the_first_process_refuses_ends_all_of_them(tmp_path):
 def test_srun_on_two_nodes_makes_one_run(tmp_path, slurm, alone):
     environment = ["--export=ALL,MASTER_ADDR=127.0.0.1"]  # the nodes of this cluster have no names that can be looked up
     command = [str(Path(sys.executable)), "-m", "vae_lightning.train", *TRAIN]
-    printed = slurm(
-        *("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", f"--chdir={tmp_path}", *environment), *command, timeout=180
-    )
+    printed = slurm(*("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", f"--chdir={tmp_path}", *environment), *command)
     assert printed.count("test ELBO") == 1
     assert_one_run(tmp_path, alone)
