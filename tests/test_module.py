@@ -160,6 +160,19 @@ def test_between_logging_points_no_step_waits_for_the_device_or_copies_to_it(sub
     assert not calls.keys() & {"cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
 
 
+def test_a_process_without_an_image_of_a_batch_trains_on_nothing_and_adds_nothing():
+    module = VAEModule(latent_dim=3, hidden_dims=[20])
+    objective, log_likelihood, kl = module.objective(
+        Batch(torch.rand(0, 1, 28, 28), torch.arange(0), torch.arange(0)), torch.rand(1, 0, 3)
+    )
+    objective.sum().backward()
+    assert not any(weight.grad.any() for weight in module.parameters())
+    for terms in ([torch.ones(2)] * 4, [-objective, objective, log_likelihood, kl], [torch.ones(1)] * 4):
+        module.window.update(*terms)
+    assert module.window.images == 3
+    assert module.window.means("") == dict.fromkeys(("loss", "elbo", "log_likelihood", "kl"), 1.0)
+
+
 def test_a_callback_is_asked_for_what_it_does_in_a_step_and_for_nothing_else(subset, tmp_path):
     class Counting(Callback):
         seen = 0

@@ -59,7 +59,8 @@ class _BernoulliLogProb(torch.autograd.Function):
         # What follows goes through one more piece of memory only: to be given another costs more than to fill it.
         pixels = 1 - white
         likelier = torch.maximum(pixels, white, out=pixels).flatten(-3)
-        products = likelier.view(*likelier.shape[:-1], -1, math.gcd(likelier.shape[-1], 98)).prod(-1)
+        together = math.gcd(count := likelier.shape[-1], 98)
+        products = likelier.view(*likelier.shape[:-1], count // together, together).prod(-1)
         log_prob = products.log().sum(-1) - torch.clamp(logits, min=0, out=pixels).flatten(-3).sum(-1)
         return log_prob.add_(torch.mul(logits, value, out=pixels).flatten(-3).sum(-1))
 

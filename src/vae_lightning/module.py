@@ -52,9 +52,9 @@ class _Means:
     def sums(self) -> list[Tensor]:
         """Return the sums of each batch, ``[len(names)]``."""
         if self._values:
-            values = torch.stack(self._values).view(-1, len(self.names), len(self._values[0]))
             # Apple's MPS knows no float64; elsewhere it keeps sums over 60,000 images exact to the last logged digit.
-            self._sums += values.sum(-1, dtype=torch.float32 if values.device.type == "mps" else torch.float64).unbind()
+            dtype = torch.float32 if self._values[0].device.type == "mps" else torch.float64
+            self._sums += torch.stack(self._values).sum(-1, dtype=dtype).view(-1, len(self.names)).unbind()
             self._values = []
         return self._sums
 
