@@ -28,6 +28,10 @@ train: $(READY)  ## train, test and draw the default model; overrides in ARGS="m
 test: $(READY)  ## run the tests, on up to four cores; pytest's options in ARGS="-k objectives", a debugger with ARGS="-n 0 --pdb"
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
+.PHONY: test-fast
+test-fast: $(READY)  ## run the tests without the slow ones, in under two minutes
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow" $(ARGS)
+
 BROWSER := $(VENV)/.browser
 
 .PHONY: test-browser
@@ -76,7 +80,7 @@ notebook: $(DOCS)  ## execute docs/walk.ipynb anew, on the newest run below outp
 	$(BIN)/python docs/execute.py
 
 RESULTS := outputs/results
-FEWER_PASSES := 'model.schedule_passes=[1,1,2,3,4,6,9,14]' trainer.max_epochs=40
+FEWER_PASSES := 'optimizer.schedule_passes=[1,1,2,3,4,6,9,14]' trainer.max_epochs=40
 
 .PHONY: results
 results: $(READY)  ## run the campaigns of docs/results.md again, into outputs/results: most of a day on two cores

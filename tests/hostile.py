@@ -1,4 +1,7 @@
-"""Files that run code when they are read carelessly. Each would create the file ``executed`` in the folder of the corpus."""
+"""Files that run code when they are read carelessly.
+
+Each would create the file ``executed`` in the folder of the corpus.
+"""
 
 import functools
 import io
@@ -49,7 +52,7 @@ class Scripted(torch.nn.Module):
 
 
 def write_module(folder):
-    """A module, and a repository of models for ``torch.hub``, that leave the canary when they are imported or called."""
+    """Write a module, and a repository for ``torch.hub``, that leave the canary when imported."""
     leave = f"open({str(folder / CANARY)!r}, 'w').close()\n"
     run = f"def run(*arguments, **settings):\n    {leave}"
     c = f"class C:\n    def __init__(self, *arguments, **settings):\n        {leave}"
@@ -58,8 +61,22 @@ def write_module(folder):
     (folder / "hub" / "hubconf.py").write_text(f"def model():\n    {leave}    return None\n")
 
 
+def with_model(good, **change):
+    """Return the hyperparameters of a checkpoint with another description of its model."""
+    stored = good["hyper_parameters"]
+    return {**stored, "model": {**stored["model"], **change}}
+
+
+def with_data(good, **change):
+    """Return those of its data, with another description."""
+    stored = good["datamodule_hyper_parameters"]
+    return {**stored, "data": {**stored["data"], **change}}
+
+
 def write_checkpoints(folder, good):
-    """Write checkpoints that run code under ``weights_only=False``, each with all that a good one has, as far as it can.
+    """Write checkpoints that run code under ``weights_only=False``.
+
+    Each has all that a good one has, as far as it can.
 
     Args:
         folder: where to; ``evil.py`` is put beside them.
@@ -72,10 +89,20 @@ def write_checkpoints(folder, good):
     touch, code = f"touch {folder / CANARY}", f"open({str(folder / CANARY)!r}, 'w').close()"
     system = Runs(os.system, touch)
     contents = {
-        "os_system_in_hyper_parameters": {"hyper_parameters": {**good["hyper_parameters"], "latent_dim": system}},
+        "os_system_in_hyper_parameters": {
+            "hyper_parameters": {**good["hyper_parameters"], "seed": system}
+        },
+        "os_system_in_model_settings": {
+            "hyper_parameters": with_model(good, settings={"latent_dim": system})
+        },
+        "os_system_in_target": {"hyper_parameters": with_model(good, target=system)},
         "exec_in_state_dict": {"state_dict": {**good["state_dict"], "x": Runs(exec, code)}},
         "eval_in_epoch": {"epoch": Runs(eval, code)},
-        "hub_load": {"extra": Runs(functools.partial(torch.hub.load, source="local"), str(folder / "hub"), "model")},
+        "hub_load": {
+            "extra": Runs(
+                functools.partial(torch.hub.load, source="local"), str(folder / "hub"), "model"
+            )
+        },
         "check_output": {"loops": Runs(subprocess.check_output, ["touch", str(folder / CANARY)])},
         "callbacks_state": {"callbacks": {"ModelCheckpoint": {"best_model_path": system}}},
         "optimizer_states": {"optimizer_states": [{"state": {0: system}}]},
@@ -90,15 +117,24 @@ def write_checkpoints(folder, good):
         files[name] = folder / f"{name}.ckpt"
         torch.save({**good, **content}, files[name])
     files["legacy_format"] = folder / "legacy.ckpt"
-    torch.save({**good, "extra": system}, files["legacy_format"], _use_new_zipfile_serialization=False)
+    torch.save(
+        {**good, "extra": system}, files["legacy_format"], _use_new_zipfile_serialization=False
+    )
     for protocol in (0, 4):
         files[f"bare_pickle_{protocol}"] = folder / f"pickle{protocol}.ckpt"
-        files[f"bare_pickle_{protocol}"].write_bytes(pickle.dumps({**good, "state_dict": system}, protocol))
+        files[f"bare_pickle_{protocol}"].write_bytes(
+            pickle.dumps({**good, "state_dict": system}, protocol)
+        )
     files["torchscript"] = folder / "torchscript.ckpt"
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # deprecated, and still read
+    with warnings.catch_warnings(
+        action="ignore", category=FutureWarning
+    ):  # deprecated, and still read
         torch.jit.save(torch.jit.script(Scripted(str(folder / CANARY))), files["torchscript"])
     files["renamed_member"] = folder / "renamed.ckpt"
-    with zipfile.ZipFile(files["eval_in_epoch"]) as old, zipfile.ZipFile(files["renamed_member"], "w") as new:
+    with (
+        zipfile.ZipFile(files["eval_in_epoch"]) as old,
+        zipfile.ZipFile(files["renamed_member"], "w") as new,
+    ):
         for member in old.namelist():
             new.writestr("elsewhere/" + member.partition("/")[2], old.read(member))
     files["tar"] = folder / "tar.ckpt"
@@ -112,20 +148,75 @@ def write_checkpoints(folder, good):
 
 
 def write_plain_checkpoints(folder, good):
-    """Write checkpoints of plain values, which name code by its path, or ask for more than there is."""
+    """Write checkpoints of plain values that name code by its path, or ask for too much.
+
+    Returns:
+        The files by name, and the names of those whose model or data nothing may build.
+    """
     write_module(folder)
     model, data = good["hyper_parameters"], good["datamodule_hyper_parameters"]
-    contents = {
+    settings, spec = model["model"]["settings"], model["model"]["data"]
+    of_data = data["data"]["settings"]
+    refused = {
+        "model_target": {"hyper_parameters": with_model(good, target="evil.C")},
+        "model_function": {"hyper_parameters": with_model(good, target="evil.run")},
+        "model_list": {"hyper_parameters": with_model(good, target=["evil.C"])},
+        "model_none": {"hyper_parameters": with_model(good, target=None)},
+        "model_prefix": {
+            "hyper_parameters": with_model(good, target="vae_lightning.models.vae.model.torch.hub")
+        },
+        "model_of_another_kind": {"hyper_parameters": with_model(good, target="lightning.Trainer")},
+        "model_is_data": {"hyper_parameters": with_model(good, target=data["data"]["target"])},
+        "setting_target": {
+            "hyper_parameters": with_model(good, settings={**settings, "_target_": "evil.C"})
+        },
+        "setting_of_another_type": {
+            "hyper_parameters": with_model(good, settings={**settings, "likelihood": "evil.C"})
+        },
+        "spec_target": {"hyper_parameters": with_model(good, data={**spec, "_target_": "evil.C"})},
+        "huge_shape": {
+            "hyper_parameters": with_model(good, data={**spec, "shape": [1, 2**31, 2**31]})
+        },
+        "huge_layers": {
+            "hyper_parameters": with_model(
+                good, settings={**settings, "hidden_dims": [2**31, 2**31]}
+            )
+        },
+        "data_target": {"datamodule_hyper_parameters": with_data(good, target="evil.C")},
+        "data_function": {"datamodule_hyper_parameters": with_data(good, target="evil.run")},
+        "data_of_another_kind": {
+            "datamodule_hyper_parameters": with_data(good, target=model["model"]["target"])
+        },
+        "datamodule_list": {"datamodule_hyper_parameters": ["evil.C"]},
+    }
+    contents = refused | {
         "instantiator": {"hyper_parameters": {**model, "_instantiator": "evil.run"}},
         "class_path": {
-            "hyper_parameters": {**model, "_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path": "evil.C"}
+            "hyper_parameters": {
+                **model,
+                "_instantiator": "lightning.pytorch.cli.instantiate_module",
+                "_class_path": "evil.C",
+            }
         },
-        "module_type_path": {"__pl_module_type_path__": "evil.C", "hparams_name": "evil.C", "hparams_type": "evil.C"},
-        "target": {"hyper_parameters": {**model, "_target_": "evil.C", "optimizer_options": {"_target_": "evil.C"}}},
-        "datamodule": {"datamodule": "evil.C", "datamodule_hyper_parameters": {**data, "_target_": "evil.C"}},
-        "datamodule_name": {"datamodule_hyper_parameters": {**data, "name": "evil.C"}},
-        "datamodule_list": {"datamodule_hyper_parameters": ["evil.C"]},
-        "huge_layers": {"hyper_parameters": {**model, "hidden_dims": [2**31, 2**31]}},
+        "module_type_path": {
+            "__pl_module_type_path__": "evil.C",
+            "hparams_name": "evil.C",
+            "hparams_type": "evil.C",
+        },
+        "target": {
+            "hyper_parameters": {
+                **model,
+                "_target_": "evil.C",
+                "optimizer": {"_target_": "evil.C", "name": "evil.C"},
+            }
+        },
+        "datamodule": {
+            "datamodule": "evil.C",
+            "datamodule_hyper_parameters": {**data, "_target_": "evil.C"},
+        },
+        "datamodule_name": {
+            "datamodule_hyper_parameters": with_data(good, settings={**of_data, "name": "evil.C"})
+        },
     }
     files = {}
     for name, content in contents.items():
@@ -134,18 +225,23 @@ def write_plain_checkpoints(folder, good):
     for name in ("huge_size", "zip_bomb"):
         source, files[name] = io.BytesIO(), folder / f"{name}.ckpt"
         torch.save({**good, "extra": torch.zeros(300_000)}, source)
-        with zipfile.ZipFile(source) as old, zipfile.ZipFile(files[name], "w", zipfile.ZIP_DEFLATED) as new:
+        with (
+            zipfile.ZipFile(source) as old,
+            zipfile.ZipFile(files[name], "w", zipfile.ZIP_DEFLATED) as new,
+        ):
             for member in old.namelist():
                 content = old.read(member)
                 if name == "huge_size" and member.endswith("data.pkl"):
-                    content = content.replace((300_000).to_bytes(4, "little"), (2**31 - 1).to_bytes(4, "little"))
+                    content = content.replace(
+                        (300_000).to_bytes(4, "little"), (2**31 - 1).to_bytes(4, "little")
+                    )
                 if name == "zip_bomb" and len(content) == 4 * 300_000:
                     content = bytes(30 << 20)
                 new.writestr(member, content)
-    return files
+    return files, list(refused)
 
 
-# -- configurations ---------------------------------------------------------------------------------------------------
+# -- configurations -------------------------------------------------------------------------------
 
 
 def merge(good, change):
@@ -156,34 +252,47 @@ def merge(good, change):
 
 
 def write_runs(folder):
-    """Write run directories whose stored configurations would run code, if one instantiated or unsafely loaded them.
+    """Write run directories whose stored configurations would run code.
 
-    For whatever reads ``.hydra/config.yaml`` of a directory that may come from elsewhere. Each is the configuration of a run of
-    this project but for one place, ``callbacks.mine`` as a rule. Hydra must be initialised.
+    That is, if one instantiated them, or loaded them unsafely: they are for whatever reads
+    ``.hydra/config.yaml`` of a directory that may come from elsewhere. Each is the configuration
+    of a run of this project but for one place, mostly ``callbacks.mine``. Hydra must be
+    initialised.
 
     Returns:
         The run directories by name.
     """
     write_module(folder)
     touch = f"touch {folder / CANARY}"
-    hub = f"{{_target_: torch.hub.load, repo_or_dir: {folder / 'hub'}, model: model, source: local}}"
+    hub = (
+        f"{{_target_: torch.hub.load, repo_or_dir: {folder / 'hub'}, model: model, source: local}}"
+    )
     places = {
         "hub_load": f"callbacks: {{mine: {hub}}}",
-        "collect_env": f"callbacks: {{mine: {{_target_: torch.utils.collect_env.run, command: {touch}}}}}",
+        "collect_env": (
+            f"callbacks: {{mine: {{_target_: torch.utils.collect_env.run, command: {touch}}}}}"
+        ),
         "os_system": f"callbacks: {{mine: {{_target_: os.system, command: {touch}}}}}",
-        "args": f"logger: {{tensorboard: {{_target_: os.system, _args_: [{touch}], _convert_: all, _recursive_: true}}}}",
+        "args": (
+            f"logger: {{tensorboard: {{_target_: os.system, _args_: [{touch}], _convert_: all, "
+            "_recursive_: true}}"
+        ),
         "partial": "callbacks: {mine: {_target_: evil.C, _partial_: true}}",
         "eval": "callbacks: {mine: {_target_: builtins.eval, _args_: [\"__import__('evil')\"]}}",
-        "prefix": "callbacks: {mine: {_target_: vae_lightning.callbacks.os.system}}",
+        "prefix": "callbacks: {mine: {_target_: vae_lightning.training.callbacks.os.system}}",
         "module": "model: {_target_: evil.C}",
         "trainer": "trainer: {_target_: evil.C}",
-        "nested": f"model: {{optimizer_options: {{eps: {hub}}}}}",
+        "data": "data: {_target_: evil.C}",
+        "optimizer": "optimizer: {_target_: evil.C}",
+        "nested": f"optimizer: {{options: {{eps: {hub}}}}}",
         "in_a_list": f"callbacks: {{last: {{dirpath: [[{hub}]]}}}}",
         "root": "_target_: evil.C",
         "interpolated": "callbacks: {mine: {_target_: '${oc.decode:evil.C}'}}",
         "interpolated_part": "callbacks: {mine: {_target_: '${oc.select:no.such,evil}.C'}}",
         "created": "callbacks: {last: '${oc.create:{_target_:evil.C}}'}",
-        "from_environment": "callbacks: {mine: {_target_: '${oc.env:VAE_LIGHTNING_NO_SUCH,evil.C}'}}",
+        "from_environment": (
+            "callbacks: {mine: {_target_: '${oc.env:VAE_LIGHTNING_NO_SUCH,evil.C}'}}"
+        ),
         "hydra": f"hydra: {{callbacks: {{x: {hub}}}}}",
         "yaml_apply": f"seed: !!python/object/apply:os.system [{touch}]",
         "yaml_new": f"seed: !!python/object/new:os.system [{touch}]",
@@ -198,7 +307,9 @@ def write_runs(folder):
         runs[name] = folder / name
         stored = runs[name] / ".hydra"
         stored.mkdir(parents=True)
-        text = place if name.startswith("yaml") else json.dumps(merge(good, yaml.safe_load(place)))  # JSON is YAML, and quicker
+        # JSON is YAML, and quicker.
+        merged = None if name.startswith("yaml") else merge(good, yaml.safe_load(place))
+        text = place if merged is None else json.dumps(merged)
         (stored / "config.yaml").write_text(text)
         (stored / "overrides.yaml").write_text("[]\n")
     return runs

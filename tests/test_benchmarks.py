@@ -1,27 +1,26 @@
-"""What the benchmark compares does the same work, and its table says what was reached. Nothing here is timed."""
+"""The benchmark's sides do the same work, and its table says what was reached. Nothing is timed."""
 
 import pytest
 import torch
 
 import bench
-from conftest import DATA, SUBSET
+from conftest import DATA, SUBSET, build_vae
 from example import Example
 from plain import BareLoop, BareVAE, DecoderProducts, GraphLoop, StepProducts
 from sides import fit_one_epoch
-from vae_lightning import VAEModule
-from vae_lightning.noise import training_noise
+from vae_lightning.models.noise import TrainingNoise
 
 
 def test_the_bare_loop_minimises_the_project_s_loss(subset):
-    module, batch = VAEModule(), next(iter(subset.train_dataloader()))
-    noise = training_noise(0, 0, (1, len(batch.images), 20))
-    ours = -module.objective(batch, noise)[0].mean()
-    bare = BareVAE(module)
-    loss = bare.loss(batch.images.flatten(1), noise[0])
+    model, batch = build_vae(), next(iter(subset.train_dataloader()))
+    noise = TrainingNoise(0).of(0, len(batch.x), batch.x.device).normal(20)
+    ours = -model.objective(batch, noise)[0].mean()
+    bare = BareVAE(model)
+    loss = bare.loss(batch.x.flatten(1), noise[0])
     torch.testing.assert_close(loss, ours, rtol=1e-5, atol=0)
     ours.backward()
     loss.backward()
-    for weight, its in zip(bare.parameters(), module.parameters(), strict=True):
+    for weight, its in zip(bare.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(weight.grad, its.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -29,24 +28,33 @@ def test_the_bare_loop_minimises_the_project_s_loss(subset):
     "kind",
     [
         BareLoop,
-        pytest.param(GraphLoop, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="asks for a CUDA GPU")),
+        pytest.param(
+            GraphLoop,
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+        ),
     ],
 )
 def test_the_bare_loops_train(subset, kind):
     device = "cpu" if kind is BareLoop else "cuda"
-    images = subset.images["train"].flatten(1).to(device)
-    loop, index, noise = kind(VAEModule(), images), torch.arange(128, device=device), torch.randn(128, 20, device=device)
+    images = subset.x["train"].flatten(1).to(device)
+    loop, index, noise = (
+        kind(build_vae(), images),
+        torch.arange(128, device=device),
+        torch.randn(128, 20, device=device),
+    )
     before = loop.model.loss(images[:128] / 255, noise).item()
     loop.run([index] * 50)
     assert loop.model.loss(images[:128] / 255, noise).item() < 0.7 * before
 
 
 def test_the_products_are_those_of_the_default_model():
-    module, device = VAEModule(), torch.device("cpu")
-    step, decoder = StepProducts(module, device), DecoderProducts(module, device, rows=10)
-    weights = [weight.numel() for weight in module.parameters() if weight.ndim == 2]
+    model, device = build_vae(), torch.device("cpu")
+    step, decoder = StepProducts(model, device), DecoderProducts(model, device, rows=10)
+    weights = [weight.numel() for weight in model.parameters() if weight.ndim == 2]
     # Forward, for the weights, and for what lies below, which the first layer leaves out.
-    assert sum(left.numel() * right.shape[1] for left, right, _ in step.products) == 128 * (3 * sum(weights) - weights[0])
+    assert sum(left.numel() * right.shape[1] for left, right, _ in step.products) == 128 * (
+        3 * sum(weights) - weights[0]
+    )
     assert [tuple(layer.shape) for layer in decoder.layers] == [(10, 20), (10, 400), (10, 784)]
     step.run(1)
     decoder.run(20)
@@ -64,7 +72,9 @@ def test_the_example_trains(tmp_path):
 
 
 def test_an_epoch_is_fitted_by_the_configuration_and_leaves_nothing(tmp_path):
-    training, validation, steps = fit_one_epoch(tmp_path, *SUBSET, "callbacks=minimal", "data.batch_size=64")
+    training, validation, steps = fit_one_epoch(
+        tmp_path, *SUBSET, "callbacks=minimal", "data.batch_size=64"
+    )
     assert steps == 5
     assert training > 0
     assert validation > 0
@@ -72,7 +82,12 @@ def test_an_epoch_is_fitted_by_the_configuration_and_leaves_nothing(tmp_path):
 
 
 def test_ten_times_the_data_are_ten_times_the_steps(tmp_path):
-    assert fit_one_epoch(tmp_path, *SUBSET, "callbacks=minimal", "data.batch_size=64", times_the_data=10)[2] == 50
+    assert (
+        fit_one_epoch(
+            tmp_path, *SUBSET, "callbacks=minimal", "data.batch_size=64", times_the_data=10
+        )[2]
+        == 50
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,11 +126,17 @@ def test_pairs_alternate_and_the_ratio_is_the_other_s_time_to_ours():
     result = bench.measure(row, type("Full", (), {"quick": False})())
     assert order == list("ABABABAB")  # the first pair warms up
     assert (result.ratios, result.median, result.verdict) == ([2.0, 4.0, 3.0], 3.0, "must")
-    assert " ".join(bench.line(row, result).split()) == "row 1.00 s 3.00 s 3.00 2.00 – 4.00 ≥ 2.5 ≥ 3.5 must"
+    assert (
+        " ".join(bench.line(row, result).split())
+        == "row 1.00 s 3.00 s 3.00 2.00 – 4.00 ≥ 2.5 ≥ 3.5 must"
+    )
 
 
 def test_a_row_of_no_name_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"^error: ROWS=step,stpe: no row is called stpe; choose from step, [^\n]*$"):
+    with pytest.raises(
+        SystemExit,
+        match=r"^error: ROWS=step,stpe: no row is called stpe; choose from step, [^\n]*$",
+    ):
         bench.main(["--rows", "step,stpe"])
     assert list(tmp_path.iterdir()) == []

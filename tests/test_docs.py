@@ -1,4 +1,4 @@
-"""The documentation keeps its word: its links lead somewhere, its names exist, and its notebook runs."""
+"""The documentation is right: its links lead somewhere, its names exist, its notebook runs."""
 
 import json
 import re
@@ -50,20 +50,31 @@ def test_a_relative_link_leads_somewhere(page, text, target):
     file = page.parent / path if path else page
     assert file.exists()
     assert not anchor or anchor in anchors(file)
-    if file.suffix == ".py" and (name := re.fullmatch(r"`([\w.]+)`", text)) and not text.endswith(".py`"):
+    if (
+        file.suffix == ".py"
+        and (name := re.fullmatch(r"`([\w.]+)`", text))
+        and not text.endswith(".py`")
+    ):
         for part in name[1].split("."):
-            assert re.search(rf"^ *(def |class ){part}\b|^{part} =", file.read_text(), flags=re.MULTILINE)
+            assert re.search(
+                rf"^ *(def |class ){part}\b|^{part} =", file.read_text(), flags=re.MULTILINE
+            )
 
 
 def test_a_picture_of_the_documentation_is_small_and_shown():
-    shown = {Path(target).name for page in PAGES for match in LINK.findall(prose(page)) if (target := match[1] or match[3])}
+    shown = {
+        Path(target).name
+        for page in PAGES
+        for match in LINK.findall(prose(page))
+        if (target := match[1] or match[3])
+    }
     for picture in (PROJECT / "docs" / "images").iterdir():
         assert picture.name in shown
         assert picture.stat().st_size < 200_000
 
 
 def test_each_cell_of_the_notebook_runs(trained, tmp_path, monkeypatch):
-    """In this process and without Jupyter, on a small run; its own outputs come from a real one, by make notebook."""
+    """Run it on a small run, without Jupyter. ``make notebook`` stores outputs of a real one."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     (tmp_path / "outputs" / "train").mkdir(parents=True)
@@ -74,7 +85,7 @@ def test_each_cell_of_the_notebook_runs(trained, tmp_path, monkeypatch):
         source = "".join(cell["source"]).replace("DATA = None", f"DATA = {str(DATA)!r}")
         exec(compile(source, NOTEBOOK.name, "exec"), names)
         names["plt"].close("all")
-    assert names["vae"].prior.event_shape == (3,)
+    assert names["vae"].prior().event_shape == (3,)
 
 
 def test_without_a_run_the_notebook_says_what_to_type(tmp_path, monkeypatch):
@@ -100,7 +111,11 @@ def test_each_tag_of_a_run_s_dashboard_is_explained(trained):
     events.Reload()
     tags = events.Tags()
     explained = (PROJECT / "docs" / "dashboards.md").read_text()
-    # The first are said to be those of val/, the second what evaluate measured; the third are a tab of their own.
+    # test/ is explained with val/, evaluate/ as what evaluate measured; the last is a tab.
     shorthands = ("test/", "evaluate", "_hparams_/")
     for tag in [*tags["scalars"], *tags["images"], *tags["histograms"]]:
-        assert f"`{tag}`" in explained or tag.startswith(shorthands) or (tag.startswith("train/") and tag.endswith("_epoch"))
+        assert (
+            f"`{tag}`" in explained
+            or tag.startswith(shorthands)
+            or (tag.startswith("train/") and tag.endswith("_epoch"))
+        )

@@ -1,67 +1,61 @@
-"""Write the posteriors of images: ``python -m vae_lightning.encode checkpoint=<file or run directory> [key=value ...]``."""
+"""Write the codes of examples: ``python -m vae_lightning.encode checkpoint=<file or run>``."""
 
 import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.commands import command
-from vae_lightning.configuration import ConfigurationError
-from vae_lightning.directories import make_run_directory, save_configuration
+from vae_lightning.cli.command import command
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs.directory import make_run_directory, save_configuration
 
 log = logging.getLogger(__name__)
 
 
 @command("encode")
 def main(config: DictConfig) -> None:
-    """Encode a split, or a folder of pictures, and write means, scales and labels as ``.npz`` and CSV."""
+    """Encode a split, or a folder of a user's own examples, and write ``.npz`` and CSV."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    import csv
-    from typing import Literal
+    from pathlib import Path
 
-    import numpy as np
     import torch
     from pydantic import NonNegativeInt
 
-    from vae_lightning import checkpoints, experiment, gallery
-    from vae_lightning.data import Batches, read_folder
+    from vae_lightning.configuration.building import require
+    from vae_lightning.data.batches import Batches
+    from vae_lightning.data.datamodule import Split
+    from vae_lightning.evaluation import codes
+    from vae_lightning.models.base import Autoencoder
+    from vae_lightning.runs.trained import check_label, choose_split, open_checkpoint
+    from vae_lightning.training.trainer import choose_accelerator
 
-    split = experiment.require("split", config.split, Literal["train", "val", "test"])
-    folder = experiment.require("images", config.images, str | None)
-    label = experiment.require("label", config.label, NonNegativeInt | None)
-    device = experiment.choose_accelerator(config.trainer.accelerator)
-    file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
-    vae = checkpoints.load(file).to(device)
+    split = require("split", config.split, Split)
+    folder = require("images", config.images, str | None)
+    label = require("label", config.label, NonNegativeInt | None)
+    device = choose_accelerator(config.trainer.accelerator)
+    trained = open_checkpoint(config)
+    model = trained.model.to(device)
+    if not isinstance(model, Autoencoder):
+        raise ConfigurationError(f"checkpoint={trained.file}: a {model.describe()} has no codes")
     names = None
     if folder is not None:
-        experiment.check_label(label, vae.num_classes, asks="which digit the pictures show")
+        check_label(label, model.num_classes, needed_for="which label the examples have")
         try:
-            images, names = read_folder(folder)
+            x, names = trained.modality.read(Path(folder), model.data.shape)
         except ValueError as error:
             raise ConfigurationError(f"images={folder}: {error}") from error
-        labels = torch.full((len(images),), -1 if label is None else label)
-        batches = Batches(images, labels, torch.arange(len(images)), 1000)
+        y = None if label is None else torch.full((len(x),), label)
+        batches = Batches(x, y, torch.arange(len(x)), 1000)
     elif label is not None:
-        raise ConfigurationError(f"label={label}: says what the pictures of images=<folder> show, and a split has labels")
+        raise ConfigurationError(
+            f"label={label}: is that of the examples in images=<folder>, and a split has labels"
+        )
     else:
-        trained_with = checkpoints.load_data_settings(file)
-        data = experiment.build_data_as_trained(config.data, trained_with, checkpoints.load_module(file))
-        batches = experiment.choose_split(data, split)
-    encoded = gallery.encode(vae, batches)
-    labels_, loc, scale = (getattr(encoded, name).numpy() for name in ("labels", "loc", "scale"))
-    indices = batches.indices.numpy()
+        batches = choose_split(trained.read_data(config.data), split)
+    columns = codes.encode(model, batches)
     directory = make_run_directory("encode")
     save_configuration(config, directory)
-    columns = {"index": indices, "label": labels_, "loc": loc, "scale": scale}
-    if names:
-        columns["name"] = np.array(names)
-    np.savez(directory / "posteriors.npz", allow_pickle=False, **columns)
-    with (directory / "posteriors.csv").open("w", newline="") as written:
-        writer = csv.writer(written)
-        dims = range(loc.shape[1])
-        writer.writerow(["name" if names else "index", "label", *(f"loc_{d}" for d in dims), *(f"scale_{d}" for d in dims)])
-        for row in zip(names or indices.tolist(), labels_.tolist(), loc.tolist(), scale.tolist(), strict=True):
-            writer.writerow([row[0], row[1], *row[2], *row[3]])
-    log.info("%s posteriors of %d latents in %s/posteriors.npz and .csv", f"{len(loc):,}", loc.shape[1], directory)
+    written = codes.write(columns, names, directory)
+    log.info("%s in %s/%s", codes.describe(columns), directory, written)
 
 
 if __name__ == "__main__":

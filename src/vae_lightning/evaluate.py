@@ -1,11 +1,11 @@
-"""Measure a trained VAE: ``python -m vae_lightning.evaluate checkpoint=<file or run directory> [key=value ...]``."""
+"""Measure a trained model: ``python -m vae_lightning.evaluate checkpoint=<file or run>``."""
 
 import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.commands import command
-from vae_lightning.directories import make_run_directory, save_configuration
+from vae_lightning.cli.command import command
+from vae_lightning.runs.directory import make_run_directory, save_configuration
 
 log = logging.getLogger(__name__)
 
@@ -14,32 +14,43 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Load the model and the protocol it was trained by, measure, and write the figures."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    from typing import Annotated, Literal
+    from typing import Annotated
 
     from pydantic import Field, PositiveInt
 
-    from vae_lightning import checkpoints, evaluation, experiment, report
+    from vae_lightning.configuration.building import require, require_list
+    from vae_lightning.data.datamodule import Split
+    from vae_lightning.evaluation import measure, report
+    from vae_lightning.evaluation.sample_quality import SAMPLES_DRAWN, sample_quality
+    from vae_lightning.runs.trained import choose_split, open_checkpoint
+    from vae_lightning.training.trainer import choose_accelerator
 
-    split = experiment.require("split", config.split, Literal["train", "val", "test"])
-    metrics = experiment.require_list("metrics", config.metrics, evaluation.Metric)
-    samples = experiment.require("samples", config.samples, PositiveInt)
-    memory_mb = experiment.require("memory_mb", config.memory_mb, PositiveInt)
-    limit = experiment.require("data.limit_test", config.data.limit_test, Annotated[int, Field(ge=2)] | None)
-    device = experiment.choose_accelerator(config.trainer.accelerator)
-    file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
-    module = checkpoints.load_module(file).eval().to(device)
-    data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
-    images = experiment.choose_split(data, split, limit)
-    figures = evaluation.evaluate(module, images, metrics, samples, memory_mb)
+    split = require("split", config.split, Split)
+    metrics = require_list("metrics", config.metrics, measure.Metric)
+    samples = require("samples", config.samples, PositiveInt)
+    memory_mb = require("memory_mb", config.memory_mb, PositiveInt)
+    limit = require("data.limit_test", config.data.limit_test, Annotated[int, Field(ge=2)] | None)
+    device = choose_accelerator(config.trainer.accelerator)
+    trained = open_checkpoint(config)
+    data = trained.read_data(config.data)
+    model = trained.model.to(device)
+    examples = choose_split(data, split, limit)
+    missing = {metric: measure.missing(metric, model) for metric in metrics}
+    remarks = [f"{metric}: {reason}" for metric, reason in missing.items() if reason]
+    figures = measure.evaluate(model, examples, metrics, samples, memory_mb)
+    if missing.get("mutual_information") == "" and "mutual_information" not in figures:
+        remarks.append("mutual_information: the posterior isn't Gaussian")
     quality = {}
-    if "sample_quality" in metrics and data.shows_digits:
-        test = data.grey("test", min(limit or evaluation.SAMPLES_DRAWN, evaluation.SAMPLES_DRAWN))
-        quality = evaluation.sample_quality(module, test, data.grey("train", len(test)))
+    if "sample_quality" in metrics and data.suits_classifier:
+        test = data.grey("test", min(limit or SAMPLES_DRAWN, SAMPLES_DRAWN))
+        quality = sample_quality(model, test, data.grey("train", len(test)))
     elif "sample_quality" in metrics:
-        log.info("No sample_quality: the classifier that it needs knows grey-level MNIST digits, not %s", data.dataset)
+        classifier = "the classifier that it needs knows grey MNIST images, not"
+        remarks.append(f"sample_quality: {classifier} {data.name}")
     directory = make_run_directory("evaluate")
     save_configuration(config, directory)
-    log.info(report.measured(file, directory, module, data, images, split, samples, figures, quality))
+    counts = (split, samples, figures, quality)
+    log.info(report.measured(trained, directory, data, examples, *counts, remarks))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Walk through latent space on a local web page: ``python -m vae_lightning.explore checkpoint=<file or run directory>``."""
+"""Walk through latent space on a local page.
+
+``python -m vae_lightning.explore checkpoint=<file or run>``
+"""
 
 import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.commands import command
-from vae_lightning.configuration import ConfigurationError
+from vae_lightning.cli.command import command
+from vae_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -15,29 +18,37 @@ def main(config: DictConfig) -> None:
     """Encode a split and serve the page on this machine alone, until Ctrl-C."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
     import importlib.util
-    from typing import Annotated, Literal
+    from typing import Annotated
 
     from pydantic import Field, PositiveInt
 
-    from vae_lightning import checkpoints, experiment, explorer, page
+    from vae_lightning.configuration.building import require
+    from vae_lightning.data.datamodule import Split
+    from vae_lightning.models.base import LatentModel
+    from vae_lightning.runs.trained import choose_split, open_checkpoint
+    from vae_lightning.visualization import explorer, explorer_page
 
-    split = experiment.require("split", config.split, Literal["train", "val", "test"])
-    sliders = experiment.require("sliders", config.sliders, PositiveInt)
-    port = experiment.require("port", config.port, Annotated[int, Field(ge=0, le=65535)])
-    file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
+    split = require("split", config.split, Split)
+    sliders = require("sliders", config.sliders, PositiveInt)
+    port = require("port", config.port, Annotated[int, Field(ge=0, le=65535)])
+    trained = open_checkpoint(config)
     if not importlib.util.find_spec("gradio"):
         raise ConfigurationError("gradio is missing: pip install 'vae-lightning[explore]'")
     try:
-        listening = page.listen(port)
+        listening = explorer_page.listen(port)
     except OSError as error:
-        raise ConfigurationError(f"port={port}: {error.strerror}; port=0 takes a free one") from error
+        raise ConfigurationError(
+            f"port={port}: {error.strerror}; port=0 takes a free one"
+        ) from error
     with listening:
-        module = checkpoints.load_module(file).eval().requires_grad_(False)
-        data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
-        explored = explorer.explore(module.vae, experiment.choose_split(data, split), binary=data.binarization != "none")
-        blocks = page.build(explored, sliders, f"{file}, {data.dataset} {split}")
+        data, file = trained.read_data(config.data), trained.file
+        model = trained.model
+        if not isinstance(model, LatentModel):
+            raise ConfigurationError(f"checkpoint={file}: the model has no continuous latents")
+        explored = explorer.explore(model, data, choose_split(data, split))
+        blocks = explorer_page.build(explored, sliders, f"{file}, {data.name} {split}")
         log.info("http://%s:%d shows %s; Ctrl-C ends it", *listening.getsockname(), file)
-        page.serve(blocks, listening)
+        explorer_page.serve(blocks, listening)
 
 
 if __name__ == "__main__":

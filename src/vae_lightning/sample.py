@@ -1,18 +1,21 @@
-"""Draw images from a trained VAE: ``python -m vae_lightning.sample checkpoint=<file or run directory> [key=value ...]``."""
+"""Draw new examples from a trained model.
+
+``python -m vae_lightning.sample checkpoint=<file or run>``
+"""
 
 import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.commands import command
-from vae_lightning.directories import make_run_directory, save_configuration
+from vae_lightning.cli.command import command
+from vae_lightning.runs.directory import make_run_directory, save_configuration
 
 log = logging.getLogger(__name__)
 
 
 @command("sample")
 def main(config: DictConfig) -> None:
-    """Decode draws from the prior and write them in the form that is asked for."""
+    """Draw examples and write them in the form that was chosen."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
     from typing import Annotated, Literal
 
@@ -20,36 +23,43 @@ def main(config: DictConfig) -> None:
     import torch
     from pydantic import Field, NonNegativeInt, PositiveInt
 
-    from vae_lightning import checkpoints, experiment, pictures
-    from vae_lightning.data import Seed
+    from vae_lightning.configuration.building import require
+    from vae_lightning.data.batches import Seed
+    from vae_lightning.data.modality import save_png
+    from vae_lightning.models.noise import SamplingNoise
+    from vae_lightning.runs.trained import check_label, open_checkpoint
+    from vae_lightning.visualization.grids import sample_grid
 
-    count = experiment.require("count", config.count, PositiveInt)
-    columns = experiment.require("columns", config.columns, PositiveInt | None)
-    seed = experiment.require("seed", config.seed, Seed)
-    label = experiment.require("label", config.label, NonNegativeInt | None)
-    temperature = experiment.require("temperature", config.temperature, Annotated[float, Field(ge=0, allow_inf_nan=False)])
-    form = experiment.require("form", config.form, Literal["grid", "png", "npy", "pt"])
-    vae = checkpoints.load(experiment.require("checkpoint", config.checkpoint, str))
-    experiment.check_label(label, vae.num_classes)
+    count = require("count", config.count, PositiveInt)
+    columns = require("columns", config.columns, PositiveInt | None)
+    seed = require("seed", config.seed, Seed)
+    label = require("label", config.label, NonNegativeInt | None)
+    at_least_0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    temperature = require("temperature", config.temperature, at_least_0)
+    form = require("form", config.form, Literal["grid", "png", "files", "npy", "pt"])
+    trained = open_checkpoint(config)
+    model, modality = trained.model, trained.modality
+    check_label(label, model.num_classes)
     labels = None if label is None else torch.full((count,), label)
     with torch.inference_mode():
-        samples = vae.sample(count, labels, torch.Generator().manual_seed(seed), temperature)
+        samples = model.sample(count, SamplingNoise(count, seed), labels, temperature)
     directory = make_run_directory("sample")
     save_configuration(config, directory)
     if form == "grid":
         written = directory / "samples.png"
-        pictures.save_png(pictures.sample_grid(samples, columns), written)
-    elif form == "png":
-        written = directory / "samples"
-        for number, image in enumerate(samples):
-            pictures.save_png(image, written / f"{number:0{len(str(count - 1))}d}.png")
+        save_png(sample_grid(modality, samples, columns), written)
+    elif form in ("png", "files"):
+        written, digits = directory / "samples", len(str(count - 1))
+        written.mkdir()
+        for number, example in enumerate(samples):
+            modality.write(example, written / f"{number:0{digits}d}")
     elif form == "npy":
         written = directory / "samples.npy"
         np.save(written, samples.numpy())
     else:
         written = directory / "samples.pt"
         torch.save(samples, written)
-    log.info("%s images in %s", f"{count:,}", written)
+    log.info("%s %ss in %s", f"{count:,}", modality.noun, written)
 
 
 if __name__ == "__main__":

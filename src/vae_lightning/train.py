@@ -1,35 +1,39 @@
-"""Train a VAE on MNIST: ``python -m vae_lightning.train [key=value ...]``."""
+"""Train a model: ``python -m vae_lightning.train [key=value ...]``."""
 
 import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning import mirror, resuming
-from vae_lightning.commands import command
-from vae_lightning.configuration import ConfigurationError
+from vae_lightning.cli.command import command
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs import mirror, resume
 
 log = logging.getLogger(__name__)
 
 
 @command("train")
 def main(config: DictConfig) -> None:
-    """Build the parts, train, test, and say what was reached and where it lies."""
-    if config.sweep is not None:  # a sweep's jobs know nothing of it
-        raise ConfigurationError(f"sweep={config.sweep}: continues a sweep, with --multirun and the line it was begun by")
+    """Build the parts, train, test, and say what was reached and where it is."""
+    if config.sweep is not None:  # the jobs of a sweep don't have it
+        raise ConfigurationError(
+            f"sweep={config.sweep}: continues a sweep, with --multirun and the sweep's own line"
+        )
     with mirror.fetched(config) as address:
         if config.resume is not None:
-            config = resuming.stored_configuration(config, address)
-            if resuming.is_finished(config):
-                log.info("%s is finished: its figures are in %s/metrics.json", config.resume, config.resume)
+            config = resume.stored_configuration(config, address)
+            if resume.is_finished(config):
+                where = f"its figures are in {config.resume}/metrics.json"
+                log.info("%s is finished: %s", config.resume, where)
                 mirror.complete(config)
                 return
         # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-        from vae_lightning import experiment, report
+        from vae_lightning.runs.log_file import log_to
+        from vae_lightning.training import experiment, report
 
         parts = experiment.build(config)
     first = parts.trainer.is_global_zero  # of the processes that train together
-    with report.log_to(parts.directory / "train.log" if first else None), report.ending(parts):
-        log.info(report.describe(parts.module, parts.data, parts.trainer))
+    with log_to(parts.directory / "train.log" if first else None), report.ending(parts):
+        log.info(report.describe(parts.module.model, parts.data, parts.trainer))
         for remark in parts.remarks:
             log.warning(remark)
         experiment.fit(parts)

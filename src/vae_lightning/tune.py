@@ -2,19 +2,22 @@
 
 from omegaconf import DictConfig
 
-from vae_lightning.commands import command
-from vae_lightning.configuration import ConfigurationError
+from vae_lightning.cli.command import command
+from vae_lightning.errors import ConfigurationError
 
 
-@command("tune", no_sweep="a search is no sweep; what it varies is written search.model.latent_dim=[2,5,10]")
+@command(
+    "tune",
+    no_sweep="a search is no sweep; what it varies is written search.model.latent_dim=[2,5,10]",
+)
 def main(config: DictConfig) -> None:
-    """Train one trial after the other until the study has as many as asked for, and say what was best."""
+    """Train one trial after the other until the study has enough, and print the best."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
     import importlib.util
 
     if not importlib.util.find_spec("optuna"):
         raise ConfigurationError("optuna is missing: pip install 'vae-lightning[tune]'")
-    from vae_lightning import search
+    from vae_lightning.tuning import search
 
     with search.opened(config) as study:
         while (trial := study.ask()) is not None:

@@ -1,52 +1,65 @@
-"""Draw what a VAE has learnt: ``python -m vae_lightning.visualize checkpoint=<file or run directory> [key=value ...]``."""
+"""Draw what a model has learnt: ``python -m vae_lightning.visualize checkpoint=<file or run>``."""
 
 import logging
 
 from omegaconf import DictConfig
 
-from vae_lightning.commands import command
-from vae_lightning.configuration import ConfigurationError
-from vae_lightning.directories import make_run_directory, save_configuration
+from vae_lightning.cli.command import command
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs.directory import make_run_directory, save_configuration
 
 log = logging.getLogger(__name__)
 
 
 @command("visualize")
 def main(config: DictConfig) -> None:
-    """Encode a split and draw what is asked for, each as PNG and in the other formats that are named."""
+    """Encode a split and draw it, each drawing as PNG and in the other formats that are named."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    from typing import Literal
+    from typing import Any, Literal
 
     from pydantic import NonNegativeInt, PositiveInt
     from torch import Tensor
 
-    from vae_lightning import checkpoints, experiment, gallery, plots
+    from vae_lightning.configuration.building import require, require_list
+    from vae_lightning.data.datamodule import Split
+    from vae_lightning.models.base import LatentModel
+    from vae_lightning.runs.trained import check_label, choose_split, open_checkpoint
+    from vae_lightning.visualization import drawings, plots
 
-    asked = experiment.require_list("what", config.what, gallery.Drawing) if config.what is not None else None
-    formats = experiment.require_list("formats", config.formats, Literal["png", "pdf", "svg"])
-    split = experiment.require("split", config.split, Literal["train", "val", "test"])
-    label = experiment.require("label", config.label, NonNegativeInt | None)
-    side = experiment.require("side", config.side, PositiveInt)
-    file = checkpoints.find_checkpoint(experiment.require("checkpoint", config.checkpoint, str))
-    module = checkpoints.load_module(file).eval().requires_grad_(False)
-    vae = module.vae
-    known = gallery.drawings_of(vae)
-    what = [name for name in asked or known if name in known]
-    if not what:
-        raise ConfigurationError(f"what=[manifold]: is drawn of two latents, and this model has {module.latent_dim}")
-    if what != (asked or known):
-        log.info("No manifold: it is drawn of two latents, and this model has %d", module.latent_dim)
-    experiment.check_label(label, vae.num_classes, asks="which digit to decode")
-    data = experiment.build_data_as_trained(config.data, checkpoints.load_data_settings(file), module)
-    encoded = gallery.encode(vae, experiment.choose_split(data, split))
+    asked = None
+    if config.what is not None:
+        asked = require_list("what", config.what, drawings.Drawing)
+    formats = require_list("formats", config.formats, Literal["png", "pdf", "svg"])
+    split = require("split", config.split, Split)
+    label = require("label", config.label, NonNegativeInt | None)
+    side = require("side", config.side, PositiveInt)
+    trained = open_checkpoint(config)
+    model = trained.model
+    what = drawings.drawings_of(model) if asked is None else asked
+    reasons = {name: drawings.missing(name, model) for name in what}
+    if all(reasons.values()):
+        name, reason = next(iter(reasons.items()))
+        raise ConfigurationError(f"what=[{name}]: {reason}")
+    check_label(label, model.num_classes, needed_for="which label to decode")
+    data = trained.read_data(config.data)
+    examples = choose_split(data, split)
+    encoded = drawings.encode(model, examples) if isinstance(model, LatentModel) else None
     directory = make_run_directory("visualize")
     save_configuration(config, directory)
+    drawn = []
     for name in what:
-        picture, *names = gallery.draw(name, vae, encoded, label or 0, side)
-        figure = plots.figure_of(picture, *names) if isinstance(picture, Tensor) else picture  # type: ignore[arg-type]
+        if reasons[name]:
+            log.info("No %s: %s", name, reasons[name])
+            continue
+        found = drawings.draw(name, model, data, examples, encoded, label or 0, side)
+        assert found is not None
+        picture, *names = found
+        is_grid = isinstance(picture, Tensor)
+        figure: Any = plots.figure_of(picture, *names) if is_grid else picture  # type: ignore[arg-type]
         for form in formats:
             figure.savefig(directory / f"{name}.{form}", dpi=200)
-    log.info("%s in %s", ", ".join(what), directory)
+        drawn.append(name)
+    log.info("%s in %s", ", ".join(drawn), directory)
 
 
 if __name__ == "__main__":

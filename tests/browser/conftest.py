@@ -19,14 +19,30 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(
-    filter(None, map(shutil.which, [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"])), ""
+    filter(
+        None,
+        map(
+            shutil.which,
+            [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"],
+        ),
+    ),
+    "",
 )
-QUIET = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+QUIET = [
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
 
 
 def pytest_configure(config):
     if not CHROMIUM:
-        raise pytest.UsageError("no Chromium found: apt-get install chromium, or name one with CHROMIUM=/path/to/chromium")
+        raise pytest.UsageError(
+            "no Chromium found: apt-get install chromium, or name one with "
+            "CHROMIUM=/path/to/chromium"
+        )
     SHOTS.mkdir(parents=True, exist_ok=True)
 
 
@@ -39,14 +55,16 @@ def is_local(address):
 @pytest.fixture(scope="session")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *QUIET])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *QUIET]
+        )
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def tab(browser):
-    """An empty page; the test fails where it asks anything of another machine, which nothing reaches."""
+    """An empty page; the test fails if it requests anything from another machine."""
     with browser.new_context(viewport={"width": 1280, "height": 960}) as context:
         context.set_default_timeout(60_000)
         asked = []
@@ -120,14 +138,23 @@ def watched_explorer(tmp_path_factory, trained):
 
 @contextmanager
 def explorer_on(run_directory, folder):
-    """Run the explorer on a free port; gives its address, the folder it works in, and the process."""
+    """Run the explorer on a free port; gives its address, its folder, and the process."""
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
     paths = os.pathsep.join([str(folder / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = folder / "log"
-    command = ["vae_lightning.explore", f"checkpoint={run_directory}", f"data.dir={ROOT / 'tests' / 'data'}", "port=0"]
-    with process(*command, log=log, environment={"PYTHONPATH": paths, "WATCHED": str(folder / "places")}) as running:
-        address = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), running, log)
+    command = [
+        "vae_lightning.explore",
+        f"checkpoint={run_directory}",
+        f"data.dir={ROOT / 'tests' / 'data'}",
+        "port=0",
+    ]
+    with process(
+        *command, log=log, environment={"PYTHONPATH": paths, "WATCHED": str(folder / "places")}
+    ) as running:
+        address = wait_for(
+            lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), running, log
+        )
         yield address[0], folder, running
 
 
@@ -136,7 +163,17 @@ def dashboard(tmp_path_factory, trained):
     """The address of a TensorBoard on the trained run."""
     port = free_port()
     log = tmp_path_factory.mktemp("tensorboard") / "log"
-    command = ["tensorboard.main", "--logdir", str(trained), "--host", "127.0.0.1", "--port", str(port), "--load_fast", "false"]
+    command = [
+        "tensorboard.main",
+        "--logdir",
+        str(trained),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--load_fast",
+        "false",
+    ]
 
     def answers():
         try:

@@ -17,9 +17,10 @@ def written(trained):
 
 
 def shown(tab, kind, tags):
-    """Filter a tab's cards by a pattern that all tags share, and return the card of each once all are there, and only they."""
+    """Filter a tab's cards by what all tags share; return their cards once only they are there."""
     tab.locator("tf-tag-filterer input").fill(f"^{tags[0].partition('/')[0]}/")
-    cards = tab.locator("tf-category-paginated-view").first.locator(kind)  # the groups stay on the page below the result
+    # The groups stay on the page below the result.
+    cards = tab.locator("tf-category-paginated-view").first.locator(kind)
     found = [cards.filter(has=tab.get_by_text(tag, exact=True)) for tag in tags]
     for card in found:
         card.wait_for()
@@ -31,7 +32,9 @@ def ticks(card):
     return [float(tick) for tick in card.locator("svg text").all_text_contents()]
 
 
-def test_the_scalars_tab_shows_this_runs_tags_on_axes_that_fit_their_values(tab, dashboard, written):
+def test_the_scalars_tab_shows_this_runs_tags_on_axes_that_fit_their_values(
+    tab, dashboard, written
+):
     tags = [tag for tag in written.Tags()["scalars"] if tag.startswith("val/")]
     assert "val/elbo" in tags
     tab.goto(f"{dashboard}/#scalars")
@@ -47,14 +50,18 @@ def test_the_scalars_tab_shows_this_runs_tags_on_axes_that_fit_their_values(tab,
     tab.screenshot(path=SHOTS / "dashboard_scalars.png")
 
 
-def test_the_images_tab_shows_the_pictures_that_lie_in_the_run_directory(tab, dashboard, written, trained):
+def test_the_images_tab_shows_the_pictures_that_lie_in_the_run_directory(
+    tab, dashboard, written, trained
+):
     tags = written.Tags()["images"]
     assert {"images/reconstructions", "images/prior_samples"} <= set(tags)
     tab.goto(f"{dashboard}/#images")
     for tag, card in zip(tags, shown(tab, "tf-image-loader", tags), strict=True):
         card.scroll_into_view_if_needed()
         picture = card.locator("img").first
-        size = picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+        size = picture.evaluate(
+            "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+        )
         *_, file = sorted((trained / "images").glob(f"{tag.partition('/')[2]}_*.png"))
         with Image.open(file) as drawn:
             assert tuple(size) == drawn.size
@@ -77,23 +84,24 @@ def test_the_projector_tab_shows_each_test_images_code_with_its_picture(tab, das
     tab.screenshot(path=SHOTS / "dashboard_projector.png")
 
 
-# The text of each visible cell of the table with its left edge: a column is what stands below one heading.
+# The text of each visible cell of the table with its left edge: a column stands below a heading.
 CELLS = """table => Array.from(table.querySelectorAll('vaadin-grid-cell-content'), cell => {
     const box = cell.getBoundingClientRect();
-    return [Math.round(box.left), Math.round(box.top), box.width && box.height ? cell.innerText.trim() : ''];
+    const text = box.width && box.height ? cell.innerText.trim() : '';
+    return [Math.round(box.left), Math.round(box.top), text];
 }).filter(cell => cell[2])"""
 
 
 def test_the_hparams_tab_shows_this_runs_hyper_parameters_and_figures(tab, dashboard, trained):
     tab.goto(f"{dashboard}/#hparams")
-    chosen = ["model.latent_dim", "model.learning_rate", "seed"]
+    chosen = ["model.latent_dim", "optimizer.learning_rate", "seed"]
     tab.get_by_role("checkbox", name=chosen[0], exact=True).wait_for()
     for box in tab.locator("tf-hparams-query-pane .hparam-checkbox[aria-checked=true]").all()[::-1]:
         box.click()  # it shows the first five, in the order of the alphabet
     for name in chosen:
         tab.get_by_role("checkbox", name=name, exact=True).click()
     table = tab.locator("tf-hparams-table-view vaadin-grid")
-    table.get_by_text("model.learning_rate").wait_for()
+    table.get_by_text("optimizer.learning_rate").wait_for()
     tab.wait_for_timeout(1000)  # the columns find their places
     tab.screenshot(path=SHOTS / "dashboard_hparams.png")
     cells = sorted(table.evaluate(CELLS), key=lambda cell: cell[1])
@@ -101,7 +109,7 @@ def test_the_hparams_tab_shows_this_runs_hyper_parameters_and_figures(tab, dashb
     row = {headings[left]: text for left, _, text in cells if text != headings[left]}
     figures = json.loads((trained / "metrics.json").read_text())["figures"]
     assert float(row["model.latent_dim"]) == 3
-    assert float(row["model.learning_rate"]) == 1e-3
+    assert float(row["optimizer.learning_rate"]) == 1e-3
     assert float(row["seed"]) == 1
     assert float(row["test/elbo"]) == pytest.approx(figures["test/elbo"], rel=1e-4)
     assert float(row["test/kl"]) == pytest.approx(figures["test/kl"], rel=1e-4)

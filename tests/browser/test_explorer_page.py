@@ -6,7 +6,12 @@ import pytest
 
 from conftest import SHOTS, explorer_on
 
-WIPED = "canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data.every((v, i) => v === (i % 4 === 3 ? 255 : 0))"
+WIPED = """canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data
+    .every((value, i) => value === (i % 4 === 3 ? 255 : 0))"""
+CHANGED = """([name, before]) => {
+    const shown = document.querySelector(`#${name} img`);
+    return shown && shown.src !== before;
+}"""
 
 
 @pytest.fixture
@@ -14,7 +19,7 @@ def page(tab, watched_explorer):
     errors = []
     tab.on("pageerror", lambda error: errors.append(error))
     tab.goto(watched_explorer[0])
-    tab.locator("#digit img").wait_for()
+    tab.locator("#decoded img").wait_for()
     yield tab
     assert errors == []
 
@@ -26,42 +31,43 @@ def source(page, name):
 
 
 def values(page):
-    return [float(slider.input_value()) for slider in page.locator(".latent input[type=range]").all()]
+    return [
+        float(slider.input_value()) for slider in page.locator(".latent input[type=range]").all()
+    ]
 
 
 def changed(page, name, before):
     """Wait until another picture is shown, and return it."""
-    page.wait_for_function(
-        "([name, before]) => { const shown = document.querySelector(`#${name} img`); return shown && shown.src !== before; }",
-        arg=[name, before],
-    )
+    page.wait_for_function(CHANGED, arg=[name, before])
     return source(page, name)
 
 
-def test_a_slider_that_is_dragged_changes_the_digit_before_it_is_let_go(page):
-    first = source(page, "digit")
+def test_a_slider_that_is_dragged_changes_the_image_before_it_is_let_go(page):
+    first = source(page, "decoded")
     slider = page.locator(".latent input[type=range]").first
     box = slider.bounding_box()
     across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(across, down)
     page.mouse.down()
     page.mouse.move(across + box["width"] / 4, down, steps=3)
-    second = changed(page, "digit", first)
+    second = changed(page, "decoded", first)
     page.mouse.move(across - box["width"] / 4, down, steps=3)
-    assert changed(page, "digit", second) != first
+    assert changed(page, "decoded", second) != first
     page.mouse.up()
-    before = source(page, "digit")
+    before = source(page, "decoded")
     page.get_by_role("button", name="All latents to 0").click()
-    changed(page, "digit", before)
-    page.wait_for_function("first => document.querySelector('#digit img').src === first", arg=first)
+    changed(page, "decoded", before)
+    page.wait_for_function(
+        "first => document.querySelector('#decoded img').src === first", arg=first
+    )
     assert values(page) == [0, 0, 0]
 
 
 def test_a_click_on_the_map_shows_the_image_and_moves_the_sliders_there(page):
-    before = source(page, "digit")
+    before = source(page, "decoded")
     assert values(page) == [0, 0, 0]
     page.locator("#map img").click(position={"x": 120, "y": 150})
-    after = changed(page, "digit", before)
+    after = changed(page, "decoded", before)
     page.locator("#image figcaption", has_text="image ").wait_for()
     assert source(page, "reconstruction") == after
     assert source(page, "image") not in ("", after)
@@ -72,7 +78,7 @@ def test_a_click_on_the_map_shows_the_image_and_moves_the_sliders_there(page):
 
 
 def test_a_drawn_digit_comes_back_in_mnists_form_and_reconstructed(page):
-    before = source(page, "digit")
+    before = source(page, "decoded")
     canvas = page.locator("#canvas canvas").bounding_box()
     strokes = [
         (0.3, 0.2),
@@ -86,11 +92,13 @@ def test_a_drawn_digit_comes_back_in_mnists_form_and_reconstructed(page):
         (0.3, 0.8),
     ]
     for number, (x, y) in enumerate(strokes):
-        page.mouse.move(canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"], steps=4)
+        page.mouse.move(
+            canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"], steps=4
+        )
         if number == 0:
             page.mouse.down()
     page.mouse.up()
-    after = changed(page, "digit", before)
+    after = changed(page, "decoded", before)
     page.locator("#image figcaption", has_text="drawing").wait_for()
     assert source(page, "reconstruction") == after
     sides, ink = page.evaluate(
@@ -99,7 +107,8 @@ def test_a_drawn_digit_comes_back_in_mnists_form_and_reconstructed(page):
             const canvas = Object.assign(document.createElement('canvas'), {width: 28, height: 28});
             const pen = canvas.getContext('2d');
             pen.drawImage(shown, 0, 0);
-            const grey = pen.getImageData(0, 0, 28, 28).data.filter((_, position) => position % 4 == 0);
+            const data = pen.getImageData(0, 0, 28, 28).data;
+            const grey = data.filter((_, position) => position % 4 == 0);
             return [[shown.naturalWidth, shown.naturalHeight], Array.from(grey)];
         }"""
     )
@@ -114,13 +123,13 @@ def test_a_drawn_digit_comes_back_in_mnists_form_and_reconstructed(page):
 
 
 def test_a_drawing_goes_when_an_image_is_clicked(page):
-    canvas, shown = page.locator("#canvas canvas"), source(page, "digit")
+    canvas, shown = page.locator("#canvas canvas"), source(page, "decoded")
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + 100, box["y"] + 60)
     page.mouse.down()
     page.mouse.move(box["x"] + 110, box["y"] + 200, steps=4)
     page.mouse.up()
-    changed(page, "digit", shown)
+    changed(page, "decoded", shown)
     assert not canvas.evaluate(WIPED)
     page.locator("#map img").click(position={"x": 120, "y": 150})
     page.locator("#image figcaption", has_text="image ").wait_for()
@@ -143,7 +152,7 @@ def test_the_process_talks_to_nobody_but_this_machine(page, watched_explorer):
 def test_ctrl_c_ends_it_at_once_while_the_page_is_open_and_leaves_nothing(tab, trained, tmp_path):
     with explorer_on(trained, tmp_path) as (address, folder, running):
         tab.goto(address)
-        tab.locator("#digit img").wait_for()
+        tab.locator("#decoded img").wait_for()
         running.send_signal(signal.SIGINT)
         assert running.wait(10) == 130
     assert len((folder / "log").read_text().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""One run on two machines: two hosts of torchrun on the loopback, two nodes of a real SLURM by srun."""
+"""One run on two machines: two hosts of torchrun on loopback, two nodes of a real SLURM."""
 
 import json
 import os
@@ -10,7 +10,12 @@ import pytest
 import torch
 
 TRAIN = (
-    *("data=mnist_subset", f"data.dir={Path(__file__).parents[1] / 'data'}", "data.val_size=83", "data.batch_size=32"),
+    *(
+        "data=mnist_subset",
+        f"data.dir={Path(__file__).parents[1] / 'data'}",
+        "data.val_size=83",
+        "data.batch_size=32",
+    ),
     *("model.hidden_dims=[16]", "trainer.max_epochs=3", "callbacks=minimal"),
     *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"),
 )
@@ -25,7 +30,12 @@ def alone(tmp_path_factory):
     """The weights of the same steps in one process."""
     directory = tmp_path_factory.mktemp("alone")
     overrides = [*TRAIN, "trainer.num_nodes=1", "data.batch_size=64", "hydra.run.dir=run"]
-    subprocess.run([sys.executable, "-m", "vae_lightning.train", *overrides], cwd=directory, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "vae_lightning.train", *overrides],
+        cwd=directory,
+        check=True,
+        timeout=120,
+    )
     return weights(directory / "run")
 
 
@@ -34,14 +44,21 @@ def assert_one_run(directory, alone):
     [run] = (directory / "outputs" / "train").iterdir()
     found = weights(run)
     assert max(float((found[name] - alone[name]).abs().max()) for name in alone) < 1e-5
-    assert json.loads((run / "metrics.json").read_text())["run"]["test_images"] == 200
+    assert json.loads((run / "metrics.json").read_text())["run"]["test_examples"] == 200
     assert len((run / "train.log").read_text().split("epoch 3/3")) == 2
 
 
 def hosts(directory, *overrides):
     """Start torchrun once for each of two hosts; return the finished processes."""
     address = ["--master-addr=127.0.0.1", f"--master-port={29600 + os.getpid() % 1000}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *address]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        *address,
+    ]
     started = [
         subprocess.Popen(
             [*torchrun, f"--node-rank={rank}", "-m", "vae_lightning.train", *TRAIN, *overrides],
@@ -66,14 +83,24 @@ def test_torchrun_on_two_hosts_makes_one_run_that_can_be_resumed(tmp_path, alone
     arguments = [f"resume={run}", "trainer.max_epochs=5", "trainer.accelerator=cpu"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     resumed = subprocess.run(
-        [*torchrun, "-m", "vae_lightning.train", *arguments, "trainer.devices=2", "trainer.num_nodes=1"],
+        [
+            *torchrun,
+            "-m",
+            "vae_lightning.train",
+            *arguments,
+            "trainer.devices=2",
+            "trainer.num_nodes=1",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == before // 3 * 5
+    assert (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        == before // 3 * 5
+    )
 
 
 def test_what_the_first_process_refuses_ends_all_of_them(tmp_path):
@@ -87,8 +114,19 @@ def test_what_the_first_process_refuses_ends_all_of_them(tmp_path):
 
 
 def test_srun_on_two_nodes_makes_one_run(tmp_path, slurm, alone):
-    environment = ["--export=ALL,MASTER_ADDR=127.0.0.1"]  # the nodes of this cluster have no names that can be looked up
+    # The nodes of this cluster have no names that can be looked up.
+    environment = ["--export=ALL,MASTER_ADDR=127.0.0.1"]
     command = [str(Path(sys.executable)), "-m", "vae_lightning.train", *TRAIN]
-    printed = slurm(*("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", f"--chdir={tmp_path}", *environment), *command)
+    printed = slurm(
+        *(
+            "srun",
+            "--nodes=2",
+            "--ntasks=2",
+            "--ntasks-per-node=1",
+            f"--chdir={tmp_path}",
+            *environment,
+        ),
+        *command,
+    )
     assert printed.count("test ELBO") == 1
     assert_one_run(tmp_path, alone)

@@ -1,4 +1,4 @@
-"""Runs that are mirrored to an S3-compatible server on loopback, go on from there, and outlive it."""
+"""Runs mirrored to an S3-compatible server on loopback go on from there, and outlive it."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from moto.server import ThreadedMotoServer
 
 from chaos.faults import flipped
 from chaos.runs import DATA, MINIMAL, SMALL, differences, run_of, stretches
-from vae_lightning import durable
-from vae_lightning.mirror import Mirror, Place
+from vae_lightning.runs import atomic_files
+from vae_lightning.runs.mirror import Mirror, Place
 
 BASE = "s3://runs/vae"
 RUN = [*SMALL, MINIMAL, "callbacks.last.every_n_steps=1", f"mirror={BASE}"]
@@ -61,7 +61,9 @@ def training(directory, *arguments):
     """A process that trains in a directory; it ends with this block."""
     directory.mkdir(exist_ok=True)
     command = [sys.executable, "-u", "-m", "vae_lightning.train", *arguments]
-    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield process
     finally:
@@ -92,10 +94,20 @@ def test_a_killed_run_goes_on_from_the_bucket_and_ends_the_same(server, tmp_path
     assert run.name == killed
     assert stretches(run)[-1][0] >= 3
     assert differences(run, whole) == []
-    contents = {key.removeprefix(f"vae/{killed}/"): content for key, content in held().items() if f"/{killed}/" in key}
+    contents = {
+        key.removeprefix(f"vae/{killed}/"): content
+        for key, content in held().items()
+        if f"/{killed}/" in key
+    }
     assert json.loads(contents["metrics.json"]) == json.loads((run / "metrics.json").read_text())
-    assert contents["checkpoints/last"] == (run / "checkpoints" / "step_00000008.ckpt.sha256").read_bytes()
-    assert contents["checkpoints/step_00000008.ckpt"] == (run / "checkpoints" / "step_00000008.ckpt").read_bytes()
+    assert (
+        contents["checkpoints/last"]
+        == (run / "checkpoints" / "step_00000008.ckpt.sha256").read_bytes()
+    )
+    assert (
+        contents["checkpoints/step_00000008.ckpt"]
+        == (run / "checkpoints" / "step_00000008.ckpt").read_bytes()
+    )
     assert sum(name.endswith(".ckpt") for name in contents) == sum(
         not file.is_symlink() for file in run.glob("checkpoints/*.ckpt")
     )
@@ -111,10 +123,14 @@ def test_a_damaged_object_is_passed_over_for_an_older_one(server, tmp_path):
     newest = max(file.name for file in run.glob("checkpoints/step_*.ckpt"))
     assert held()[f"vae/{run.name}/checkpoints/last"].decode().split()[1] == newest
     key = f"vae/{run.name}/checkpoints/{newest}"
-    boto3.client("s3").put_object(Bucket="runs", Key=key, Body=flipped(held()[key], random.Random(1)))
+    boto3.client("s3").put_object(
+        Bucket="runs", Key=key, Body=flipped(held()[key], random.Random(1))
+    )
     shutil.rmtree(tmp_path / "here")
     _, shown = trained(tmp_path / "there", f"resume={BASE}/{run.name}", "trainer.max_epochs=4")
-    assert f"{newest} is damaged or unfinished, by its SHA-256: going on from an earlier one" in shown
+    assert (
+        f"{newest} is damaged or unfinished, by its SHA-256: going on from an earlier one" in shown
+    )
 
 
 def test_of_two_that_claim_a_place_in_one_instant_one_gets_it(server):
@@ -138,7 +154,10 @@ def test_a_store_that_is_not_there_is_told_and_nothing_is_made(server, tmp_path,
     began = time.monotonic()
     status, shown = trained(tmp_path, *SMALL, MINIMAL, f"mirror={address}")
     assert status == 1
-    assert re.search(rf"^error: mirror={address}/\S+: can't be reached \({reason}\)$", shown.strip().splitlines()[-1])
+    assert re.search(
+        rf"^error: mirror={address}/\S+: can't be reached \({reason}\)$",
+        shown.strip().splitlines()[-1],
+    )
     assert time.monotonic() - began < 60
     assert list(tmp_path.iterdir()) == []
 
@@ -152,7 +171,9 @@ def test_a_run_outlives_its_store_and_says_what_is_not_there(server, tmp_path):
     assert process.returncode == 1
     assert sum("Not mirrored to" in line for line in shown) == 1
     assert not any("Traceback" in line or "credentials" in line for line in shown)
-    assert shown[-1].startswith(f"error: mirror={BASE}/{run.name}: not all of the run is there (Could not connect")
+    assert shown[-1].startswith(
+        f"error: mirror={BASE}/{run.name}: not all of the run is there (Could not connect"
+    )
     assert shown[-1].endswith(f"it is whole in {run}, and resume={run} mirrors the rest")
     assert (tmp_path / run / "metrics.json").exists()
 
@@ -171,12 +192,12 @@ def test_what_a_checkpoint_of_the_default_model_costs_there(server, tmp_path, ca
         content = file.read_bytes()
         began = time.perf_counter()
         other = file.with_name(f"step_{step:08d}.ckpt")
-        durable.write(other, content)
+        atomic_files.write(other, content)
         written.append(time.perf_counter() - began)
         other.with_name(f"{other.name}.sha256").write_text(
             file.with_name(f"{file.name}.sha256").read_text().replace(file.name, other.name)
         )
-        durable.point(run / "checkpoints" / "last.ckpt", other.name)
+        atomic_files.point(run / "checkpoints" / "last.ckpt", other.name)
         began = time.perf_counter()
         mirror.update()
         sent.append(time.perf_counter() - began)
@@ -184,7 +205,8 @@ def test_what_a_checkpoint_of_the_default_model_costs_there(server, tmp_path, ca
     assert held()["vae/run/checkpoints/last"].endswith(b"step_00000011.ckpt\n")
     with capsys.disabled():
         print(
-            f"\na checkpoint of {len(content) / 1e6:.1f} MB: {statistics.median(sent):.2f} s to send and read back on loopback "
-            f"({min(sent):.2f} to {max(sent):.2f}); {statistics.median(written):.3f} s to write here"
+            f"\na checkpoint of {len(content) / 1e6:.1f} MB: {statistics.median(sent):.2f} s "
+            f"to send and read back on loopback ({min(sent):.2f} to {max(sent):.2f}); "
+            f"{statistics.median(written):.3f} s to write here"
         )
     assert statistics.median(sent) < 1

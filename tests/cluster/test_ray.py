@@ -1,4 +1,4 @@
-"""A sweep on Ray: a cluster of two nodes on this machine, of which one is lost, and its job goes on at the other."""
+"""A sweep on a Ray cluster of two nodes here: one is lost, and its job goes on at the other."""
 
 import os
 import re
@@ -12,7 +12,14 @@ from chaos.runs import DATA, MINIMAL, differences, trained
 from conftest import pid_of
 from slurm import wait_until
 
-RUN = ("data=mnist_subset", "data.dir=digits", MINIMAL, "model.hidden_dims=[8]", "data.batch_size=80", "trainer.max_epochs=150")
+RUN = (
+    "data=mnist_subset",
+    "data.dir=digits",
+    MINIMAL,
+    "model.hidden_dims=[8]",
+    "data.batch_size=80",
+    "trainer.max_epochs=150",
+)
 SWEEP = ("--multirun", *RUN, "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto")
 
 
@@ -31,7 +38,9 @@ def cluster(monkeypatch):
 
 def nodes_of(processes):
     """The parents of processes: Ray starts one for each node."""
-    return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in processes}
+    return {
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in processes
+    }
 
 
 def here(directory):
@@ -64,7 +73,16 @@ def test_a_job_goes_on_at_another_node_when_its_own_is_lost(cluster, tmp_path):
 
     assert process.returncode == 1
     assert "error: 1 of 3 jobs failed: job 2, model.latent_dim=0: must be greater than 0" in shown
-    assert len(re.findall(r"^ +\d  model.latent_dim=\d +-\d+\.\d\d  \S+/\d$", shown, re.MULTILINE)) == 2
+    assert (
+        len(re.findall(r"^ +\d  model.latent_dim=\d +-\d+\.\d\d  \S+/\d$", shown, re.MULTILINE))
+        == 2
+    )
     assert sum("Going on after step" in (run / "train.log").read_text() for run in runs) == 1
     for run, latents in zip(runs, (2, 3), strict=True):
-        assert differences(run, trained(here(tmp_path / f"whole_{latents}"), *RUN, f"model.latent_dim={latents}")) == []
+        assert (
+            differences(
+                run,
+                trained(here(tmp_path / f"whole_{latents}"), *RUN, f"model.latent_dim={latents}"),
+            )
+            == []
+        )

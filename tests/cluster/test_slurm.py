@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM: an array that can be watched, whose jobs go on where they were after whatever ended them."""
+"""Sweeps on a real SLURM: the jobs of an array go on where they were, whatever ended them."""
 
 import os
 import re
@@ -47,7 +47,14 @@ def test_jobs_that_are_preempted_killed_or_out_of_time_go_on_where_they_were(slu
 
         wait_until((swept / "1" / "checkpoints" / "last.ckpt").exists)
         [node] = queued(slurm)[f"{array}_1"][1:]
-        slurm("sbatch", "--partition=urgent", f"--nodelist={node}", f"--output={tmp_path / 'urgent'}", "--wrap", "sleep 1")
+        slurm(
+            "sbatch",
+            "--partition=urgent",
+            f"--nodelist={node}",
+            f"--output={tmp_path / 'urgent'}",
+            "--wrap",
+            "sleep 1",
+        )
         wait_until((swept / "2" / "checkpoints" / "last.ckpt").exists)
         os.kill(pid_of(swept / "2"), signal.SIGKILL)
         wait_until(lambda: f"{array}_2" not in queued(slurm))
@@ -57,9 +64,13 @@ def test_jobs_that_are_preempted_killed_or_out_of_time_go_on_where_they_were(slu
 
         shown = process.communicate(timeout=300)[0]
     assert process.returncode == 1
-    assert shown.rstrip().endswith("error: 1 of 6 jobs failed: job 0, model.latent_dim=0: must be greater than 0")
+    assert shown.rstrip().endswith(
+        "error: 1 of 6 jobs failed: job 0, model.latent_dim=0: must be greater than 0"
+    )
     rows = re.findall(r"^ +(\d)  model.latent_dim=\d +(-\d+\.\d\d)  \S+/(\d)$", shown, re.MULTILINE)
-    assert [(number, directory) for number, _, directory in rows] == [(each, each) for each in "12345"]
+    assert [(number, directory) for number, _, directory in rows] == [
+        (each, each) for each in "12345"
+    ]
     assert sorted(path.name for path in swept.iterdir()) == [".submitit", *"12345", "multirun.yaml"]
     for number, latents in ((1, 2), (2, 3), (3, 4)):
         assert "Going on after step" in (swept / str(number) / "train.log").read_text()
@@ -68,14 +79,17 @@ def test_jobs_that_are_preempted_killed_or_out_of_time_go_on_where_they_were(slu
 
 
 def test_a_sweep_that_is_stopped_leaves_no_job_in_the_queue_and_all_saved(slurm, tmp_path):
-    with sweeping(slurm, tmp_path, "model.latent_dim=2,3,4", "trainer.max_epochs=5000") as (process, swept):
+    with sweeping(slurm, tmp_path, "model.latent_dim=2,3,4", "trainer.max_epochs=5000") as (
+        process,
+        swept,
+    ):
         for number in "01":
             wait_until((swept / number / "checkpoints" / "best.ckpt").exists)
         process.send_signal(signal.SIGINT)
         shown = process.communicate(timeout=120)[0]
     assert process.returncode == 130
     assert queued(slurm) == {}
-    rows = r" +0  model.latent_dim=2 +\S+/0: interrupted\n +1  \S+ +\S+/1: interrupted\n +2  \S+ +not run\n"
-    assert re.search(rows, shown), shown
+    rows = r" +0  model.latent_dim=2 +\S+/0: interrupted\n +1  \S+ +\S+/1: interrupted\n"
+    assert re.search(rf"{rows} +2  \S+ +not run\n", shown), shown
     assert "Stopped after" in (swept / "0" / "train.log").read_text()
     assert sorted(path.name for path in swept.iterdir()) == [".submitit", "0", "1", "multirun.yaml"]

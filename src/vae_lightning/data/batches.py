@@ -10,109 +10,61 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vae_lightning.data.protocol import WHITE
+from vae_lightning.models.base import Batch
+from vae_lightning.models.noise import keyed_generator
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed that NumPy and torch both take."""
 
+_DRAWING = 1  # the last number of a key that is for what is drawn of the examples
+
 
 class Share(NamedTuple):
-    """Which of several processes this one is, each of which takes its rows of every batch."""
+    """Which of several processes this one is. Each takes its rows of every batch."""
 
     number: int = 0
     processes: int = 1
 
-    def rows(self, images: int) -> slice:
-        """Return its rows of a batch of so many images; together the shares are the batch, and none is larger by two."""
-        return slice(images * self.number // self.processes, images * (self.number + 1) // self.processes)
+    def rows(self, examples: int) -> slice:
+        """Return this process's rows of a batch. No share is larger than another by two."""
+        first, end = (examples * each // self.processes for each in (self.number, self.number + 1))
+        return slice(first, end)
 
 
 ALL = Share()
 """The share of the only process."""
 
 
-class Batch(NamedTuple):
-    """What a step receives.
-
-    Attributes:
-        images: ``[B, C, H, W]``, float32 in [0, 1].
-        labels: ``[B]``, int64.
-        indices: ``[B]``, int64; each image's position in its file.
-        total: how many images all processes have together in this batch; None: these are all.
-        first: the place of this process's first among them.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    total: int | None = None
-    first: int = 0
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the same batch on a device. Lightning asks for this once, where it would look through a plain tuple."""
-        return Batch(self.images.to(device), self.labels.to(device), self.indices.to(device), self.total, self.first)
-
-    def take(self, rows: Tensor | list[int]) -> "Batch":
-        """Return some of its images, by their places."""
-        return Batch(self.images[rows], self.labels[rows], self.indices[rows])
-
-
-def keyed_generator(*key: int) -> torch.Generator:
-    """Return a CPU generator whose draws are a function of ``key``: whole numbers from 0, at most four."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-
-
-def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw each pixel white with its grey level as probability.
-
-    Args:
-        images: grey levels, uint8.
-        generator: where the draws come from, on the CPU.
-
-    Returns:
-        The same shape and type, 0 or 255.
-    """
-    draws = torch.rand(images.shape, generator=generator, dtype=torch.float32).to(images.device)
-    return (draws < images.float() / 255).to(torch.uint8) * 255  # draws lie in [0, 1): 255 is always white, 0 never
-
-
-def dequantize(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Spread each grey level evenly over its 256th of [0, 1], so that a density can be fitted.
-
-    A model's log-density of the result is, in expectation, a lower bound on its log-mass of the grey levels (Theis et al. 2016,
-    arXiv:1511.01844), on the scale of [0, 256].
-
-    Args:
-        images: grey levels, uint8.
-        generator: where the draws come from, on the CPU.
-
-    Returns:
-        The same shape, float32 in [0, 1].
-    """
-    draws = torch.rand(images.shape, generator=generator, dtype=torch.float32).to(images.device)
-    return (images.float() + draws) / 256
-
-
 class Batches:
-    """A loader for a data set that fits in memory: each batch is one selection by index, with no workers and no collation.
+    """A loader for data that fits in memory: a batch is one selection by index, without workers.
 
-    The images come in the order of their indices. A batch is made where the images lie; the order of an epoch is moved there
-    at once. Of several processes each takes its rows of each batch, so that all have as many batches; one of the last may be
-    empty.
+    Examples come in the order of their indices. A batch is made where the examples are; the order
+    of an epoch is moved there at once. Of several processes each takes its rows of each batch, so
+    all have as many batches; a share of the last one may be empty.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int, share: Share = ALL) -> None:
-        """Take all images ``[N, C, H, W]`` (uint8, or float32 in [0, 1]) and labels ``[N]`` of a file, and which to visit.
+    def __init__(
+        self, x: Tensor, y: Tensor | None, indices: Tensor, batch_size: int, share: Share = ALL
+    ) -> None:
+        """Take the data.
 
-        Images and labels lie on one device, the indices on the CPU. ``batch_size`` is one process's.
+        Args:
+            x: all examples of a file, ``[N, ...]``; uint8 stands for levels of [0, 1].
+            y: their labels ``[N]``, on the same device; None: there are none.
+            indices: which examples to visit, on the CPU.
+            batch_size: examples in a batch of one process.
+            share: which rows of each batch are this process's; by default all.
         """
-        self.images = images
-        self.labels = labels
+        self.x = x
+        self.y = y
         self.indices = indices
         self.batch_size = batch_size
         self.share = share
 
     @property
     def total(self) -> int:
-        """Images in a batch of all processes together."""
+        """Examples in a batch of all processes together."""
         return self.batch_size * self.share.processes
 
     def of_all(self) -> Self:
@@ -132,21 +84,22 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch that are still to come."""
         done = self.done()
-        order = self.order().to(self.images.device)
+        order = self.order().to(self.x.device)
         for position, index in enumerate(torch.split(order, self.total)[done:], done):
             rows = self.share.rows(len(index))
-            images = self.select(index, rows, position)
-            if images.dtype == torch.uint8:
-                images = images.float().div_(255)
+            x = self.select(index, rows, position)
+            if x.dtype == torch.uint8:
+                x = x.float().div_(WHITE)
             own, total = index[rows], len(index) if self.share.processes > 1 else None
-            yield Batch(images, self.labels.index_select(0, own), own, total, rows.start)
+            y = None if self.y is None else self.y.index_select(0, own)
+            yield Batch(x, y, own, total, rows.start)
 
     def select(self, index: Tensor, rows: slice, position: int) -> Tensor:
-        """Return the images that a process is shown of a batch, given the batch's position in the epoch."""
-        return self.images.index_select(0, index[rows])  # images[index] takes many times as long
+        """Return this process's examples of a batch, given its position in the epoch."""
+        return self.x.index_select(0, index[rows])  # x[index] takes many times as long
 
     def done(self) -> int:
-        """Return how many batches of the epoch were taken before, in a run that goes on."""
+        """Return how many batches of the epoch were taken before, in a resumed run."""
         return 0
 
 
@@ -155,8 +108,8 @@ class ShuffledBatches(Batches):
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        x: Tensor,
+        y: Tensor | None,
         indices: Tensor,
         batch_size: int,
         seed: int,
@@ -164,19 +117,21 @@ class ShuffledBatches(Batches):
         progress: Callable[[], int] = int,
         share: Share = ALL,
     ) -> None:
-        """Take the seed as well.
+        """Take the data and the seed.
 
         Args:
-            images: all images of a file.
-            labels: theirs.
-            indices: which to visit.
-            batch_size: images in a batch.
+            x: as in ``Batches``.
+            y: as in ``Batches``.
+            indices: as in ``Batches``.
+            batch_size: as in ``Batches``.
             seed: seed of the order.
-            drawing: what is drawn of the images anew at each visit, a function of (seed, epoch, position).
-            progress: says, when the first batch is asked for, how many of the epoch were taken before; by default none.
-            share: which rows of each batch are this process's; by default all.
+            drawing: draws the examples anew at each visit; its generator is a function of
+                (seed, epoch, position).
+            progress: returns, when the first batch is needed, how many batches of the epoch were
+                taken before; by default none.
+            share: as in ``Batches``.
         """
-        super().__init__(images, labels, indices, batch_size, share)
+        super().__init__(x, y, indices, batch_size, share)
         self.progress = progress
         self.seed = seed
         self.drawing = drawing
@@ -194,16 +149,17 @@ class ShuffledBatches(Batches):
     def order(self) -> Tensor:
         """Return the indices in the order of this epoch's visit."""
         # RandomState is the one generator whose stream NumPy has promised never to change.
-        return self.indices[torch.from_numpy(np.random.RandomState([self.seed, self.epoch]).permutation(len(self.indices)))]
+        order = np.random.RandomState([self.seed, self.epoch]).permutation(len(self.indices))
+        return self.indices[torch.from_numpy(order)]
 
     def done(self) -> int:
-        """Return how many batches of the epoch were taken before, in a run that goes on."""
+        """Return how many batches of the epoch were taken before, in a resumed run."""
         return self.progress()
 
     def select(self, index: Tensor, rows: slice, position: int) -> Tensor:
-        """Return the images that a process is shown of a batch, given the batch's position in the epoch."""
+        """Return this process's examples of a batch, given its position in the epoch."""
         if self.drawing is None:
             return super().select(index, rows, position)
-        # All of them are drawn, so that a row is the same however many processes there are. The last number of the key sets
-        # this apart from the noise of the training steps.
-        return self.drawing(self.images.index_select(0, index), keyed_generator(self.seed, self.epoch, position, 1))[rows]
+        # All rows are drawn, so that a row is the same however many processes there are.
+        generator = keyed_generator(self.seed, self.epoch, position, _DRAWING)
+        return self.drawing(self.x.index_select(0, index), generator)[rows]

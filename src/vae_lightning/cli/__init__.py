@@ -1,0 +1,1 @@
+"""What turns a function of a configuration into a command."""

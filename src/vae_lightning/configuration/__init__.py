@@ -1,0 +1,1 @@
+"""Composing and checking what was typed, without torch, and building what it names."""

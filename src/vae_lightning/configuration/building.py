@@ -1,0 +1,111 @@
+"""Building what a configuration names, from values that are checked first."""
+
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
+
+from hydra.utils import get_class
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from vae_lightning.configuration import targets
+from vae_lightning.errors import ConfigurationError
+
+Part = TypeVar("Part")
+
+
+def build_part(group: str, kind: type[Part], config: DictConfig, **others: Any) -> Part:
+    """Build the class that a configuration group names, with values checked by its signature.
+
+    Args:
+        group: the group's key, to name in an error.
+        kind: what the class must be.
+        config: the group.
+        **others: values that are not the user's, taken unchecked.
+
+    Raises:
+        ConfigurationError: naming the key, its value and what would be right.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    constructor = class_of(f"{group}._target_", values.pop("_target_", None), kind)
+    hints = typing.get_type_hints(constructor.__init__, include_extras=True)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigurationError(
+                f"unknown key {group}.{key}: {constructor.__name__} takes no such value"
+            )
+        require(f"{group}.{key}", value, hints[key])
+    try:
+        return constructor(**{**values, **others})
+    except (ValueError, MisconfigurationException, ImportError) as error:
+        problem = str(error).splitlines()[0]
+        separator = (
+            "." if problem.partition("=")[0] in values else ": "
+        )  # our own parts name the key first
+        raise ConfigurationError(f"{group}{separator}{problem}") from error
+
+
+def class_of(key: str, target: Any, kind: type[Part]) -> type[Part]:
+    """Return the class that a configuration or a checkpoint names.
+
+    Args:
+        key: what names it, for the error.
+        target: its full name.
+        kind: what it must be a subclass of.
+
+    Raises:
+        ConfigurationError: it isn't on the list of allowed targets, or is of another kind.
+    """
+    if target not in targets.TARGETS:
+        raise ConfigurationError(
+            f"{key}={target}: not one of the allowed targets (configuration/targets.py)"
+        )
+    found = get_class(str(target))
+    if not issubclass(found, kind):
+        raise ConfigurationError(f"{key}={target}: must be a {kind.__name__}")
+    return found
+
+
+def require_list(key: str, value: Any, kind: Any) -> Any:
+    """Return a list of a configuration if it isn't empty and its elements are of a type.
+
+    Raises:
+        ConfigurationError: naming the key, its value and what would be right.
+    """
+    if isinstance(value, str):
+        raise ConfigurationError(
+            f"{key}={value}: must be a list, in most shells with quotes: '{key}=[{value}]'"
+        )
+    values = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+    return require(key, values, Annotated[list[kind], Field(min_length=1)])
+
+
+def require(key: str, value: Any, kind: Any) -> Any:
+    """Return a value if it is of a type, ranges included.
+
+    Raises:
+        ConfigurationError: naming the key, its value and what would be right.
+    """
+    if any(abs(number) >= 2**53 for number in _whole_numbers(value)):
+        raise ConfigurationError(
+            f"{key}={value!s}: must be below 2^53, past which neither torch nor Lightning counts"
+        )
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
+            value, strict=True
+        )
+    except ValidationError as error:
+        problems = dict.fromkeys(
+            problem["msg"].replace("Input should", "must") for problem in error.errors()
+        )
+        raise ConfigurationError(f"{key}={value!s}: {', or '.join(problems)}") from error
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """Yield the whole numbers in a value, however deep."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(each)
+    elif isinstance(value, int):
+        yield value

@@ -1,0 +1,147 @@
+"""Guard Hydra's own settings: a configuration from elsewhere could make Hydra run code with them.
+
+This module doesn't import torch.
+"""
+
+import re
+import warnings
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import (
+    ConfigLoaderImpl,
+)  # the one gate that all compositions go through
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from vae_lightning.configuration.addresses import refuse_address
+from vae_lightning.configuration.composing import CONFIGS, values_of
+from vae_lightning.errors import ConfigurationError
+
+LAUNCHERS = {
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher": None,
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": "joblib",
+    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": "ray",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": "submitit_slurm",
+}
+"""The launchers that may run a sweep's jobs, each with its file in ``configs/hydra/launcher``."""
+
+HYDRA_TARGETS = frozenset({*LAUNCHERS, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"})
+"""Everything that Hydra's own settings may name as ``_target_``."""
+
+_PLAIN = re.compile(r"[\w .,:;=+@%&|*()\[\]/-]*")
+
+
+def install() -> None:
+    """Make Hydra use ``GuardedLoader`` for everything that it composes in this process."""
+    hydra._internal.hydra.ConfigLoaderImpl = GuardedLoader  # type: ignore[attr-defined]
+
+
+class GuardedLoader(ConfigLoaderImpl):
+    """Composes as Hydra does, and refuses settings with which Hydra itself would run foreign code.
+
+    It refuses them before Hydra acts on them. They may come from a ``--config-dir``. Runs, jobs of
+    a sweep and flags such as ``--info`` all compose with it.
+    """
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *arguments: Any, **settings: Any
+    ) -> DictConfig:
+        """Compose.
+
+        Raises:
+            ConfigurationError: the composition holds such a setting.
+        """
+        for override in overrides:
+            if "searchpath" in override.partition("=")[0]:  # pkg://… is imported while composing
+                raise ConfigurationError(
+                    f"{override}: not offered; --config-dir adds a folder of configurations"
+                )
+        with (
+            warnings.catch_warnings()
+        ):  # that a plugin's own types hold for our settings too is welcome
+            warnings.filterwarnings("ignore", "\\s*'hydra/launcher/")
+            config = super().load_configuration(config_name, overrides, *arguments, **settings)
+        _check_hydra(OmegaConf.to_container(config, resolve=False)["hydra"])  # type: ignore[call-overload, index]
+        return config
+
+
+def _check_hydra(settings: Any) -> None:
+    """Check Hydra's own settings as they are composed, interpolations unresolved.
+
+    Raises:
+        ConfigurationError: naming the key by which a configuration could run foreign code.
+    """
+    ours = {
+        "hydra.callbacks": {},
+        "hydra.env": {},
+        "hydra.searchpath": [],
+        "hydra.output_subdir": None,  # overwrites three files wherever it says
+        "hydra.hydra_logging": {"version": 1, "root": None, "disable_existing_loggers": False},
+        "hydra.job_logging": OmegaConf.to_container(
+            OmegaConf.load(CONFIGS / "hydra" / "job_logging" / "terminal.yaml")
+        ),
+        "hydra.job.env_set": {},  # PYTHONPATH among them
+        "hydra.job.env_copy": [],
+    }
+    for key, value in values_of({"hydra": settings}):
+        unknown = (
+            isinstance(value, str)
+            and "${" in value
+            and re.match(r"hydra(\.(job|launcher))?$|hydra\.sweeper\b", key)
+        )
+        if unknown or ours.get(key, value) != value:
+            raise ConfigurationError(
+                f"{key}={value}: not offered; "
+                "a configuration could run foreign code or overwrite files by it"
+            )
+        if key.endswith("_target_") and str(value) not in HYDRA_TARGETS:
+            raise ConfigurationError(
+                f"{key}={value}: not one of the allowed targets (configuration/hydra_settings.py)"
+            )
+        if key.startswith(("hydra.run.", "hydra.sweep.")):
+            refuse_address(key, value)
+    _check_launcher(settings["launcher"])
+
+
+def settings_of(launcher: str | None) -> dict[str, Any]:
+    """Return the settings in our own file for a launcher, by dotted key; empty without a file."""
+    file = CONFIGS / "hydra" / "launcher" / f"{launcher}.yaml"
+    return dict(values_of(OmegaConf.to_container(OmegaConf.load(file)))) if file.is_file() else {}
+
+
+def _check_launcher(settings: Any) -> None:
+    """Check the settings of the launcher of a sweep.
+
+    Settings in our own file may be changed. The plugin's other settings may not: among them are the
+    commands that submitit writes into a job's script, and the packages that Ray installs. No text
+    may end its line in that script. No cluster elsewhere may be named, since it could answer with
+    code.
+
+    Raises:
+        ConfigurationError: a setting is refused; the message names its key.
+    """
+    if not isinstance(settings, dict) or settings.get("_target_") not in LAUNCHERS:
+        raise ConfigurationError(
+            f"hydra.launcher={settings}: not one of the launchers (configuration/hydra_settings.py)"
+        )
+    name = LAUNCHERS[settings["_target_"]]
+    free = settings_of(name)
+    known = ConfigStore.instance().repo["hydra"]["launcher"].get(f"{name or 'basic'}.yaml")
+    fixed = (
+        dict(values_of(OmegaConf.to_container(known.node))) if known else {}
+    )  # none where the plugin isn't installed
+    fixed |= {key: free.pop(key) for key in ("_target_", "submitit_folder") if key in free}
+    for key, value in values_of(settings):
+        if key not in free and (key not in fixed or value != fixed[key]):
+            raise ConfigurationError(
+                f"hydra.launcher.{key}={value!r}: not offered; there are {', '.join(free)}"
+            )
+        allowed = (free.get(key), "auto") if key == "ray.init.address" else (value,)
+        if value not in allowed or (
+            key in free and isinstance(value, str) and not _PLAIN.fullmatch(value)
+        ):
+            raise ConfigurationError(
+                f"hydra.launcher.{key}={value!r}: not offered; "
+                "a configuration could run foreign code by it"
+            )

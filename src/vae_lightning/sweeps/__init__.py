@@ -1,0 +1,1 @@
+"""Many runs: launchers, the ledger of a sweep, summaries, charts."""

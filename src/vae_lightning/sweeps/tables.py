@@ -1,0 +1,251 @@
+"""Summaries in words and tables: for the terminal, as Markdown and as CSV.
+
+This module doesn't import torch.
+"""
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vae_lightning.sweeps.summaries import (
+    FINISHED,
+    Combination,
+    Job,
+    Mean,
+    criterion_of,
+    described,
+    differing_keys,
+)
+
+_COMPARED = (
+    "data",
+    "binarization",
+    "dequantize",
+    "likelihood",
+    "samples",
+    "evaluation_seed",
+    "test_examples",
+)
+_WIDTH = 100
+
+
+class Row(NamedTuple):
+    """What is told of a job that isn't counted."""
+
+    state: str
+    job: str
+    settings: str
+    problem: str
+
+
+def text_of(value: Any) -> str:
+    """Return a value of the configuration as it is typed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(text_of, value))}]"
+    return (
+        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    )
+
+
+def label(settings: Mapping[str, Any], number: int | None = None) -> str:
+    """Return settings as a line that fits below a chart.
+
+    Keys are cut to their last word. If the line is too long, it is cut and starts with the number.
+    """
+    text = ", ".join(
+        f"{key.rpartition('.')[2]}={text_of(value)}" for key, value in settings.items()
+    )
+    if len(text) <= 50:
+        return text
+    return f"no. {number}: {text[:40]}…" if number else f"{text[:49]}…"
+
+
+def table(combinations: Sequence[Combination], sort: str) -> str:
+    """Return a row for each combination, at most 100 characters wide if the settings allow it."""
+    figures = {name: _aligned(cells) for name, cells in _cells(combinations, sort).items()}
+    counts = [str(len(each.jobs)) for each in combinations]
+    columns = [
+        ["n", *counts],
+        *([_label(combinations, name), *cells] for name, cells in figures.items()),
+    ]
+    columns = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    tokens = [
+        [f"{key}={text_of(value)}" for key, value in each.settings.items()] for each in combinations
+    ]
+    left = _WIDTH - sum(len(column[0]) + 2 for column in columns) - 7
+    wrapped = [["combination"], *(_wrapped(row, left) for row in tokens)]
+    width = max(len(line) for lines in wrapped for line in lines)
+    rows = []
+    for number, (first, *rest) in enumerate(wrapped):
+        cells = [
+            str(number or "").rjust(3),
+            first.ljust(width),
+            *(column[number] for column in columns),
+        ]
+        rows += [f"  {'  '.join(cells)}".rstrip(), *(f"{'':7}{line}" for line in rest)]
+    return "\n".join(rows)
+
+
+def _wrapped(tokens: Sequence[str], width: int) -> list[str]:
+    lines = textwrap.wrap(
+        " ".join(tokens), width, break_long_words=False, break_on_hyphens=False
+    ) or ["all runs"]
+    return lines if len(lines) <= 4 else [*lines[:3], f"… {len(tokens)} keys: summary.csv"]
+
+
+def _jobs(combinations: Sequence[Combination]) -> list[Job]:
+    return [job for each in combinations for job in each.jobs]
+
+
+def _label(combinations: Sequence[Combination], name: str) -> str:
+    """Return the heading of a figure's column."""
+    jobs = _jobs(combinations)
+    return f"{'test ' * (name == criterion_of(jobs))}{described(jobs, name)['label']}"
+
+
+def _cells(combinations: Sequence[Combination], sort: str) -> dict[str, list[Mean | None]]:
+    """Return the columns of figures that are shown: the criterion, its terms, what sorts."""
+    jobs = _jobs(combinations)
+    names = dict.fromkeys([criterion_of(jobs), *(term for job in jobs for term in job.terms), sort])
+    columns = {name: [each.figures.get(name) for each in combinations] for name in names}
+    return {name: column for name, column in columns.items() if any(column)}
+
+
+def _aligned(cells: Sequence[Mean | None]) -> list[str]:
+    """Return means and deviations one below the other."""
+    means = [f"{cell[0]:.2f}" if cell else "" for cell in cells]
+    deviations = ["" if cell is None or cell[1] is None else f"{cell[1]:.2f}" for cell in cells]
+    width = max(map(len, deviations))
+    return [
+        mean.rjust(max(map(len, means)))
+        + (f" ± {deviation:>{width}}" if deviation else " " * (width + 3) * bool(width))
+        for mean, deviation in zip(means, deviations, strict=True)
+    ]
+
+
+def remarks(combinations: Sequence[Combination]) -> list[str]:
+    """Return what readers must know about the figures: what they are, and which don't compare."""
+    counted = [job for each in combinations for job in each.jobs]
+    unit = described(counted, criterion_of(counted))["unit"]
+    said = ["mean ± sample standard deviation over the n seeds of a combination"]
+    said[0] += f", in {unit}" * bool(unit)
+    said += list(dict.fromkeys(str(job.protocol.get("meaning")) for job in counted))
+    for key in _COMPARED:
+        values = dict.fromkeys(text_of(job.protocol.get(key)) for job in counted)
+        if len(values) > 1:
+            said.append(f"not all compare with each other, for {key} differs: {'; '.join(values)}")
+    for each in combinations:
+        incomplete = dict.fromkeys(
+            name for job in each.jobs for name in job.figures if name not in each.figures
+        )
+        if incomplete:
+            said.append(
+                f"not averaged, as not all jobs of combination {each.number} have it: "
+                f"{', '.join(incomplete)}"
+            )
+    return said
+
+
+def not_counted(jobs: Sequence[Job]) -> list[Row]:
+    """Return a row for each job that no mean holds."""
+    keys = differing_keys(jobs)[:4]
+    rows = []
+    for job in jobs:
+        if job.state != FINISHED:
+            known = (
+                {
+                    **{key: job.settings[key] for key in keys if key in job.settings},
+                    "seed": job.seed,
+                }
+                if job.settings
+                else {}
+            )
+            settings = " ".join(f"{key}={text_of(value)}" for key, value in known.items())
+            rows.append(Row(job.state, job.name, settings, job.problem))
+    return rows
+
+
+def listing(rows: Sequence[Row], jobs: int) -> str:
+    """Return what isn't counted as lines for the terminal."""
+    lines = [f"Not counted, {len(rows)} of {jobs} jobs:"]
+    for row in rows:
+        lines.append(f"  {row.state:<11}  {row.job}  {row.settings}".rstrip())
+        lines += textwrap.wrap(
+            row.problem, _WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15
+        )
+    return "\n".join(lines)
+
+
+def markdown(
+    combinations: Sequence[Combination],
+    sort: str,
+    said: Sequence[str],
+    rows: Sequence[Row],
+    charts: Sequence[str],
+) -> str:
+    """Return a page with the table, remarks on it, the jobs that don't count, and the charts."""
+    keys = list(dict.fromkeys(key for each in combinations for key in each.settings))
+    figures = _cells(combinations, sort)
+    lines = ["# Summary", "", _row([*keys, "n", *(_label(combinations, name) for name in figures)])]
+    lines.append(_row(["---"] * len(keys) + ["---:"] * (1 + len(figures))))
+    for number, each in enumerate(combinations):
+        cells = [_aligned([column[number]])[0] for column in figures.values()]
+        lines.append(_row([*_values(each.settings, keys), str(len(each.jobs)), *cells]))
+    lines += ["", f"Sorted by `{sort}`.", "", *(f"- {each}" for each in said)]
+    if rows:
+        lines += [
+            "",
+            "## Not counted",
+            "",
+            _row(Row._fields),
+            _row(["---"] * len(Row._fields)),
+            *map(_row, rows),
+        ]
+    for name in charts:
+        lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    return [text_of(settings[key]) if key in settings else "" for key in keys]
+
+
+def combinations_csv(combinations: Sequence[Combination]) -> str:
+    """Return a row for each combination.
+
+    It holds the settings, the number of jobs, and mean and deviation of each figure.
+    """
+    keys = dict.fromkeys(key for each in combinations for key in each.settings)
+    figures = dict.fromkeys(name for each in combinations for name in each.figures)
+    rows: list[list[Any]] = [
+        [*keys, "n", *(f"{name} {what}" for name in figures for what in ("mean", "std"))]
+    ]
+    for each in combinations:
+        means = [value for name in figures for value in each.figures.get(name, (None, None))]
+        rows.append([*_values(each.settings, keys), len(each.jobs), *means])
+    return _csv(rows)
+
+
+def jobs_csv(jobs: Sequence[Job]) -> str:
+    """Return a row for each job, counted or not."""
+    keys = differing_keys(jobs)
+    figures = dict.fromkeys(name for job in jobs for name in job.figures)
+    rows: list[list[Any]] = [["job", "state", *keys, "seed", *figures, "problem"]]
+    for job in jobs:
+        values = [job.figures.get(name) for name in figures]
+        rows.append(
+            [job.name, job.state, *_values(job.settings, keys), job.seed, *values, job.problem]
+        )
+    return _csv(rows)
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerows(rows)
+    return written.getvalue()

@@ -1,0 +1,1 @@
+"""What happens around training: pictures, dashboards, use of the latents, progress, checkpoints."""

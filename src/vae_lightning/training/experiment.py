@@ -1,0 +1,205 @@
+"""A training run from its configuration to its figures: build the parts, fit, test."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from filelock import BaseFileLock
+from lightning import Trainer
+from omegaconf import DictConfig
+
+from vae_lightning.configuration.building import build_part, require
+from vae_lightning.data.batches import Seed
+from vae_lightning.data.datamodule import DataModule
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.models.base import Model
+from vae_lightning.runs import mirror, signals
+from vae_lightning.runs.checkpoints import file_of_step, find_checkpoint, step_to_resume
+from vae_lightning.runs.directory import make_run_directory, save_configuration, use_run_directory
+from vae_lightning.runs.resume import has_begun, lock_directory, store_configuration
+from vae_lightning.training import processes
+from vae_lightning.training.callbacks.mirroring import Mirroring
+from vae_lightning.training.callbacks.progress import Throughput
+from vae_lightning.training.module import VAEModule
+from vae_lightning.training.optimizers import Optimization
+from vae_lightning.training.trainer import build_trainer, quieten_lightning, refuse_empty_limits
+
+
+@dataclass
+class Experiment:
+    """The parts of one training run."""
+
+    module: VAEModule
+    data: DataModule
+    trainer: Trainer
+    throughput: Throughput
+    directory: Path
+    seed: int
+    lock: BaseFileLock | None
+    resumed_step: int | None
+    remarks: list[str]
+    mirror: mirror.Mirror | None
+
+
+def build(config: DictConfig) -> Experiment:
+    """Build the parts of a training configuration, read the data, make or take the run directory.
+
+    Raises:
+        ConfigurationError: a part refuses its values, and no directory has been made then; or there
+            is nothing to resume.
+        DatasetUnavailable: the data can't be had.
+    """
+    quieten_lightning()
+    signals.defer_no_longer()  # which a job of the same sweep may have left so
+    signals.heed()
+    seed = require("seed", config.seed, Seed)
+    optimization = build_part("optimizer", Optimization, config.optimizer)
+    sketch, data = build_sketch(config, seed)
+    refuse_too_large(sketch, data)
+    lightning.seed_everything(seed, verbose=False)
+    model = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
+    module = VAEModule(model, optimization, seed)
+    throughput = Throughput()
+    # Build and discard, so that a refused value leaves no directory.
+    trainer = build_trainer(config, module, data, throughput, Path())
+    endless = trainer.max_epochs == -1 and trainer.max_steps == -1
+    if endless and optimization.schedule in ("one_cycle", "cosine"):
+        raise ConfigurationError(
+            f"optimizer.schedule={optimization.schedule}: needs an end, "
+            "trainer.max_epochs or trainer.max_steps"
+        )
+    refuse_empty_limits(config.trainer, data)
+    processes.refuse_sweeps(trainer)
+    processes.quieten(trainer)
+    data.prepare_data()
+    data.setup()
+    directory = Path()
+    lock: BaseFileLock | None = None
+    mirrored: mirror.Mirror | None = None
+
+    def begin() -> tuple[str, int | None, list[str]]:
+        """Make or take the run directory, lock it, and find out where to go on.
+
+        Of several processes the first one does so.
+        """
+        nonlocal directory, lock, mirrored
+        if config.resume is None:
+            # Until report.ending, which removes the directory of a run without a step.
+            signals.defer()
+            directory = make_run_directory("train")
+        else:
+            directory = Path(config.resume)
+            use_run_directory(directory)
+        lock = lock_directory(directory)
+        if config.resume is None:
+            if config.mirror is not None:
+                config.mirror = mirror.place_of(config.mirror, directory)
+            save_configuration(config, directory)
+            mirrored = mirror.begin(config, directory)
+            return str(directory), None, []
+        step: int | None = None
+        if has_begun(directory):
+            step, remarks = step_to_resume(directory, module, data, trainer)
+        else:
+            remarks = [f"{directory} was stopped before its first step: starting there"]
+        mirrored = mirror.begin(config, directory)
+        store_configuration(config)
+        (directory / "metrics.json").unlink(missing_ok=True)  # of a shorter run
+        return str(directory), step, remarks
+
+    try:
+        name, resumed_step, remarks = processes.from_first(trainer, begin)
+        directory = Path(name)
+        use_run_directory(directory)
+        trainer = build_trainer(config, module, data, throughput, directory)
+        if mirrored:  # after the callbacks that write checkpoints
+            trainer.callbacks.append(Mirroring(mirrored))  # type: ignore[attr-defined]
+        if config.resume is not None:
+            for logger in trainer.loggers:  # what follows is logged again
+                logger.purge_step = resumed_step or 0  # type: ignore[attr-defined]
+    except BaseException:
+        if lock is not None:
+            lock.release()
+            if config.resume is None:
+                shutil.rmtree(directory)
+                if mirrored:
+                    mirrored.withdraw()
+        raise
+    return Experiment(
+        module, data, trainer, throughput, directory, seed, lock, resumed_step, remarks, mirrored
+    )
+
+
+def build_sketch(config: DictConfig, seed: int) -> tuple[Model, DataModule]:
+    """Build the data module, which reads nothing yet, and the model without memory for its weights.
+
+    Raises:
+        ConfigurationError: a part refuses its values, or the two don't go together.
+    """
+    data = build_part("data", DataModule, config.data, seed=seed)  # type: ignore[type-abstract]
+    with torch.device("meta"):
+        sketch = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
+    return sketch, data
+
+
+def fit(experiment: Experiment) -> None:
+    """Train.
+
+    Raises:
+        Interrupted: by SIGTERM or Ctrl-C; what ``resume=`` goes on from is saved.
+    """
+    step = experiment.resumed_step
+    file = None if step is None else file_of_step(experiment.directory, step)
+    trainer = experiment.trainer
+    trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
+    signals.defer_no_longer()
+
+
+def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
+    """Test the best checkpoint, or the last where nothing was held out to choose by.
+
+    Returns:
+        The figures, and the checkpoint. Where none was written, as by ``fast_dev_run``, it is None
+        and the model is tested as it is.
+    """
+    trainer = experiment.trainer
+    try:
+        file = find_checkpoint(experiment.directory) if trainer.is_global_zero else None
+    except FileNotFoundError:
+        file = None
+    file = trainer.strategy.broadcast(file)
+    module, data = experiment.module, experiment.data
+    trainer.test(module, data, ckpt_path=file, weights_only=True, verbose=False)
+    measured = trainer.callback_metrics.items()
+    return {name: value.item() for name, value in measured if name.startswith("test/")}, file
+
+
+def refuse_too_large(model: Model, data: DataModule) -> None:
+    """Check that the weights with their gradients, and what a step holds, fit into memory.
+
+    The system may end a process that takes more, without a word.
+
+    Raises:
+        ConfigurationError: they don't.
+    """
+    weights = sum(weight.numel() for weight in model.parameters())
+    trained = min(data.batch_size, len(data.train_indices)) * model.numbers_per_example(True)
+    tested = min(data.eval_batch_size, len(data.test_indices)) * model.numbers_per_example(False)
+    needed = 4 * (2 * weights + max(trained, tested))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        sizes = [f"model.{key}={value}" for key, value in model.settings.items() if _is_size(value)]
+        sizes += [f"data.{key}={getattr(data, key)}" for key in ("batch_size", "eval_batch_size")]
+        raise ConfigurationError(
+            f"{', '.join(sizes)}: at least {needed / 1e9:,.0f} GB of memory, "
+            f"and there are {there / 1e9:,.0f}"
+        )
+
+
+def _is_size(value: object) -> bool:
+    """Return whether a setting is a size: a whole number above 1, or a list of such."""
+    sizes = value if isinstance(value, list) and value else [value]
+    return all(isinstance(size, int) and size > 1 for size in sizes)

@@ -1,0 +1,199 @@
+"""The Trainer of a run, with its callbacks and loggers."""
+
+import difflib
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from vae_lightning.configuration.building import build_part, require
+from vae_lightning.data.datamodule import DataModule
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs.checkpoints import VerifiedFiles
+from vae_lightning.training import processes
+from vae_lightning.training.callbacks.progress import Throughput
+from vae_lightning.training.module import VAEModule
+from vae_lightning.training.speedups import Unprofiled, skip_driver_check, without_idle_hooks
+
+CRITERION = "criterion"
+"""As a callback's ``monitor``: the figure that the model is chosen by, in validation."""
+
+_Epochs = Annotated[int, Field(ge=-1)]
+_Batches = NonNegativeInt | Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TRAINER_KINDS: dict[str, Any] = {
+    "max_epochs": _Epochs,  # with null Lightning would take 1,000
+    "max_steps": _Epochs,
+    "limit_train_batches": _Batches,
+    "limit_val_batches": _Batches,
+    "limit_test_batches": _Batches,
+    "fast_dev_run": bool | NonNegativeInt,
+    "log_every_n_steps": NonNegativeInt,
+    "check_val_every_n_epoch": PositiveInt,
+    "val_check_interval": PositiveInt | Annotated[float, Field(gt=0, le=1)],
+    "accumulate_grad_batches": PositiveInt,
+    "gradient_clip_val": Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    "num_sanity_val_steps": _Epochs,
+    # All of Lightning's, except those that need packages which the project doesn't.
+    "precision": Literal[
+        *("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "bf16", "bf16-true"),
+        *("16-mixed", "16", 16, "16-true"),
+    ],
+}
+"""What Lightning's Trainer takes unchecked, and then divides by, clips with or counts down."""
+
+
+def build_trainer(
+    config: DictConfig, module: VAEModule, data: DataModule, throughput: Throughput, directory: Path
+) -> Trainer:
+    """Build the Trainer with its callbacks and loggers, for a run directory.
+
+    Raises:
+        ConfigurationError: a part refuses its values.
+    """
+    for key, kind in TRAINER_KINDS.items():
+        if key in config.trainer:
+            require(f"trainer.{key}", config.trainer[key], kind)
+    skip_driver_check()
+    accelerator = choose_accelerator(config.trainer.accelerator)
+    precision = config.trainer.get("precision")
+    if accelerator == "cpu" and precision in ("16-mixed", "16", 16):
+        raise ConfigurationError(
+            f"trainer.precision={precision}: not on a CPU, where Lightning would use bf16-mixed"
+        )
+    counts = {key: config.trainer[key] for key in ("devices", "num_nodes")}
+    devices, nodes = (
+        require(f"trainer.{key}", count, PositiveInt) for key, count in counts.items()
+    )
+    if accelerator == "cpu" and devices > (cores := os.cpu_count() or 1):
+        raise ConfigurationError(
+            f"trainer.devices={devices}: more processes than the {cores} cores here"
+        )
+    environment = processes.environment(devices, nodes)
+    strategy = {"timeout": processes.TIMEOUT, "gradient_as_bucket_view": True}
+    several = {"strategy": DDPStrategy(forward_sync_buffers=False, **strategy)}  # type: ignore[arg-type]
+    callbacks = build_callbacks(config.callbacks, module, data)
+    loggers = {str(name): logger for name, logger in config.logger.items() if logger}
+    return build_part(
+        "trainer",
+        Trainer,
+        config.trainer,
+        accelerator=accelerator,
+        use_distributed_sampler=False,  # batches are shared by the data module's own rule
+        **(several if devices * nodes > 1 else {}),
+        callbacks=[without_idle_hooks(callback) for callback in (throughput, *callbacks)],
+        # Without any, Lightning would add one of its own, which writes among the logs.
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        logger=[
+            build_part(f"logger.{name}", Logger, logger)  # type: ignore[type-abstract]
+            for name, logger in loggers.items()
+        ],
+        default_root_dir=directory,
+        profiler=Unprofiled(),
+        plugins=[VerifiedFiles(), environment],
+    )
+
+
+def build_callbacks(config: DictConfig, module: VAEModule, data: DataModule) -> list[Callback]:
+    """Build the callbacks; those that monitor validation are left out where nothing is held out.
+
+    Raises:
+        ConfigurationError: a part refuses its values, or monitors a figure that isn't published.
+    """
+    built = []
+    for name, callback in config.items():
+        if not callback:
+            continue
+        monitor = callback.get("monitor")
+        if monitor == CRITERION:
+            criterion = module.model.criterion
+            monitor, better = f"val/{criterion}", module.model.figures[criterion].better
+            mode = "min" if better == "min" else "max"
+            callback = OmegaConf.merge(callback, {"monitor": monitor, "mode": mode})
+        if monitor is not None and monitor not in module.published:
+            near = difflib.get_close_matches(str(monitor), module.published, n=1)
+            nearest = (near or module.published)[0]
+            raise ConfigurationError(
+                f"callbacks.{name!s}.monitor={monitor}: no figure of this run; try {nearest}"
+            )
+        if data.holds_out or not str(monitor).startswith("val/"):
+            part = build_part(f"callbacks.{name!s}", Callback, callback)
+            label, classes = getattr(part, "label", None), module.model.num_classes
+            if classes and isinstance(label, int) and label >= classes:
+                known = f"this model knows labels from 0 to {classes - 1}"
+                raise ConfigurationError(f"callbacks.{name!s}.label={label}: {known}")
+            built.append(part)
+    return built
+
+
+def choose_accelerator(name: str) -> str:
+    """Return Lightning's name of the accelerator: ``auto`` is CUDA or the CPU.
+
+    Raises:
+        ConfigurationError: there is none of that name, or not here.
+    """
+    require("trainer.accelerator", name, Literal["auto", "cpu", "gpu", "cuda", "mps"])
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name in ("gpu", "cuda") and not torch.cuda.is_available():
+        has_mps = torch.backends.mps.is_available()
+        instead = "cpu or trainer.accelerator=mps" if has_mps else "cpu"
+        raise ConfigurationError(
+            f"trainer.accelerator={name}: no CUDA GPU here; type trainer.accelerator={instead}"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError(
+            "trainer.accelerator=mps: no Apple GPU here; type trainer.accelerator=auto"
+        )
+    return name
+
+
+def refuse_empty_limits(config: DictConfig, data: DataModule) -> None:
+    """Check that each split is left a batch at least; Lightning would see it after the training.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    validation = data.test_indices if data.validate_on_test else data.val_indices
+    for split, indices, size in (
+        ("train", data.train_indices, data.batch_size),
+        ("val", validation, data.eval_batch_size),
+        ("test", data.test_indices, data.eval_batch_size),
+    ):
+        limit, batches = config.get(f"limit_{split}_batches"), math.ceil(len(indices) / size)
+        if isinstance(limit, float) and limit > 0 and batches and int(limit * batches) < 1:
+            raise ConfigurationError(
+                f"trainer.limit_{split}_batches={limit}: less than one of the {batches} batches"
+            )
+
+
+def quieten_lightning() -> None:
+    """Keep Lightning's remarks on the hardware and its advertisements off the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message, category in (
+        # Lightning 2.6 uses torch 2.15's tree utilities in a way that they deprecate.
+        (".*isinstance\\(treespec, LeafSpec\\).*", FutureWarning),
+        # The module logs each epoch's means, however short the epoch.
+        ("The number of training batches .* is smaller than the logging interval", Warning),
+        # A run that trainer.max_steps ends before its first validation.
+        (".*could not find the monitored key", Warning),
+        # The loader needs no state: it uses the Trainer's own count.
+        ("You're resuming from a checkpoint that ended before the epoch ended", Warning),
+        # Of the validation with data.val_size=0, which was the user's intention.
+        ("Total length of `list` across ranks is zero", Warning),
+        # On a machine that can start jobs of a cluster, of runs that aren't such jobs.
+        ("The `srun` command is available on your system but is not used", Warning),
+        # All processes publish the mean over all of them.
+        ("It is recommended to use `self.log\\(.*, sync_dist=True\\)`", Warning),
+    ):
+        warnings.filterwarnings("ignore", message=message, category=category)

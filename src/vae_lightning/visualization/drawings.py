@@ -1,0 +1,199 @@
+"""What there is to see of a trained model, by name: drawn alike in training and afterwards."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_lightning.data.datamodule import DataModule
+from vae_lightning.models.base import Autoencoder, Batch, LatentModel, Model
+from vae_lightning.models.noise import SamplingNoise
+from vae_lightning.visualization import grids
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Drawing = Literal[
+    "reconstructions", "samples", "manifold", "traversals", "interpolation", "latents", "kl"
+]
+
+PRIOR_SEED = 0
+"""Seed of the noise of prior samples: the same in every epoch and every run."""
+
+_RECONSTRUCTED, _SAMPLED, _TRAVERSED, _INTERPOLATED = 16, 64, 10, 4
+
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+class Encoded(NamedTuple):
+    """Examples with the latents that stand for them, all on the CPU.
+
+    Attributes:
+        x: ``[N, ...]``.
+        y: labels ``[N]``; None where there are none.
+        point: the latent of each example, ``[N, D]``.
+        kl: of each latent, the mean over the examples, ``[D]`` in nats; None where it isn't known.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    point: Tensor
+    kl: Tensor | None
+
+
+@torch.no_grad()
+def encode(model: LatentModel, batches: Iterable[Batch]) -> Encoded:
+    """Encode examples, on the model's device."""
+    shown: list[Batch] = []
+    points, kls = [], []
+    for batch in batches:
+        here = model.take(batch)
+        points.append(model.point(here).float().cpu())
+        kl = model.kl_of_each_latent(model.posterior(here))
+        if kl is not None:
+            kls.append(kl.float())
+        shown.append(batch.to(torch.device("cpu")))
+    labels = [batch.y for batch in shown if batch.y is not None]
+    return Encoded(
+        torch.cat([batch.x for batch in shown]),
+        torch.cat(labels) if labels else None,
+        torch.cat(points),
+        torch.cat(kls).mean(0).cpu() if kls else None,
+    )
+
+
+def missing(name: Drawing, model: Model) -> str:
+    """Return why there is no such drawing of a model; empty: there is one."""
+    if name == "samples":
+        return ""
+    if name == "reconstructions":
+        return "" if isinstance(model, Autoencoder) else "the model doesn't encode examples"
+    if not isinstance(model, LatentModel):
+        return "the model has no continuous latents"
+    if name == "kl" and type(model).kl_of_each_latent is LatentModel.kl_of_each_latent:
+        return "the KL of each latent isn't known"
+    if name == "manifold" and model.latent_dim != 2:
+        return f"it needs two latents, and this model has {model.latent_dim}"
+    return ""
+
+
+def drawings_of(model: Model) -> list[Drawing]:
+    """Return what there is to draw of a model."""
+    names: list[Drawing] = ["reconstructions", "samples", "traversals", "interpolation"]
+    names += ["latents", "kl", "manifold"]
+    return [name for name in names if not missing(name, model)]
+
+
+class Drawn(NamedTuple):
+    """What was drawn, and what a reader would write beside it.
+
+    Attributes:
+        picture: ``[3, H, W]`` in [0, 1], or a figure with axes of its own.
+        rows: names of the rows of examples, from above.
+        columns: names of the columns.
+        across: what the columns go through.
+        up: what the rows go through.
+    """
+
+    picture: "Tensor | Figure"
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    across: str = ""
+    up: str = ""
+
+
+@torch.no_grad()
+def draw(
+    name: Drawing,
+    model: Model,
+    data: DataModule,
+    batches: Iterable[Batch],
+    encoded: Encoded | None,
+    label: int = 0,
+    side: int = 20,
+) -> Drawn | None:
+    """Draw a model in evaluation mode.
+
+    Args:
+        name: what; the model must have it, see ``missing``.
+        model: the model.
+        data: what it was trained on.
+        batches: examples to reconstruct.
+        encoded: a LatentModel's examples with their latents.
+        label: what a conditional model decodes.
+        side: examples in a row and a column of the manifold.
+
+    Returns:
+        None: these examples have no such drawing, as the KL of latents that is only sampled.
+    """
+    if name == "reconstructions":
+        assert isinstance(model, Autoencoder)
+        batch = next(iter(batches))
+        first = model.take(batch.take(torch.arange(min(_RECONSTRUCTED, len(batch.x)))))
+        reconstructed = model.reconstruct(first).float().cpu()
+        picture = grids.reconstruction_grid(data.modality, first.x.float().cpu(), reconstructed)
+        return Drawn(picture, (data.modality.noun, "reconstruction"))
+    if name == "samples":
+        labels = torch.full((_SAMPLED,), label, device=model.device) if model.num_classes else None
+        drawn = model.sample(_SAMPLED, SamplingNoise(_SAMPLED, PRIOR_SEED), labels)
+        return Drawn(grids.sample_grid(data.modality, drawn.cpu()))
+    assert isinstance(model, LatentModel)
+    assert encoded is not None
+    if name == "latents" or name == "kl":
+        from vae_lightning.visualization import plots  # matplotlib's import takes a second
+
+        if name == "latents":
+            names = data.spec.class_names
+            return Drawn(plots.latent_map(encoded.point, encoded.y, names, data.label_noun))
+        return None if encoded.kl is None else Drawn(plots.kl_bars(encoded.kl))
+    return _decoded(name, model, data, encoded, label, side)
+
+
+def _decoded(
+    name: Drawing, model: LatentModel, data: DataModule, encoded: Encoded, label: int, side: int
+) -> Drawn:
+    """Draw what a model decodes at chosen latents."""
+    point, modality, device = encoded.point, data.modality, model.device
+
+    def decode(z: Tensor) -> Tensor:
+        y = torch.full((len(z),), label, device=device) if model.num_classes else None
+        return model.decode(z.to(device, model.dtype), y).float().cpu()
+
+    if name == "manifold":
+        values = [f"{value:z.1f}" for value in grids.equal_shares(side).tolist()]
+        return Drawn(grids.manifold_grid(modality, decode, side), values[::-1], values, "z₀", "z₁")
+    if name == "traversals":
+        spread = point.var(0) if encoded.kl is None else encoded.kl
+        most_used = spread.argsort(descending=True)[:_TRAVERSED].tolist()
+        return Drawn(
+            grids.traversal_grid(modality, decode, torch.zeros(point.shape[1]), most_used),
+            [f"z{latent}".translate(SUBSCRIPTS) for latent in most_used],
+            [f"{value:z.1f}" for value in torch.linspace(-3, 3, 11).tolist()],
+            "value of the row's latent, the others 0",
+        )
+    starts, ends, names = _ends(encoded, data)
+    rows = [f"{each}, {way}" for each in names for way in ("straight", "sphere")]
+    shares = [f"{share:.1f}" for share in torch.linspace(0, 1, 11).tolist()]
+    picture = grids.interpolation_grid(modality, decode, point[starts], point[ends])
+    return Drawn(picture, rows, shares, "share of the way")
+
+
+def _ends(encoded: Encoded, data: DataModule) -> tuple[list[int], list[int], list[str]]:
+    """Return the examples between which interpolations go, and names of the ways."""
+    y = encoded.y
+    if y is None:
+        starts = list(range(0, min(2 * _INTERPOLATED, len(encoded.x) - 1), 2))
+        ends = [start + 1 for start in starts]
+        pairs = zip(starts, ends, strict=True)
+        return starts, ends, [f"no. {start} to no. {end}" for start, end in pairs]
+    names = data.spec.class_names
+    neighbours = [(n, n + 1) for n in range(0, min(2 * _INTERPOLATED, len(names) - 1), 2)]
+    pairs_ = [pair for pair in data.pairs or neighbours if all((y == each).any() for each in pair)]
+    pairs_ = pairs_ or [(int(y[0]), int(y[-1]))]
+    first = {label: int((y == label).nonzero()[0]) for pair in pairs_ for label in pair}
+    return (
+        [first[start] for start, _ in pairs_],
+        [first[end] for _, end in pairs_],
+        [f"{names[start]} to {names[end]}" for start, end in pairs_],
+    )

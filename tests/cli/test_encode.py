@@ -1,0 +1,120 @@
+"""Encoding as a user types it: a split, and pictures of one's own."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vae_lightning
+from conftest import DATA, SUBSET, typed
+from vae_lightning import Batch, MNISTDataModule
+from vae_lightning.data.download import read
+
+
+def encoded(checkpoint, directory, patch, *arguments):
+    """Encode in a directory, and return the run directory."""
+    line = [f"checkpoint={checkpoint}", *arguments]
+    typed("encode", *line, directory=directory, patch=patch)
+    [written] = (directory / "outputs" / "encode").iterdir()
+    return written
+
+
+def test_encode_writes_the_posteriors_of_a_split(trained, tmp_path, monkeypatch):
+    directory = encoded(trained, tmp_path, monkeypatch, SUBSET[1], "split=val")
+    data = MNISTDataModule(name="mnist_subset", dir=str(DATA), val_size=80)
+    data.setup()
+    batch = next(iter(data.split("val")))
+    posterior = vae_lightning.load(trained).posterior(batch)
+    with np.load(directory / "posteriors.npz") as written:
+        assert np.array_equal(written["index"], batch.indices.numpy())
+        assert np.array_equal(written["label"], batch.y.numpy())
+        assert np.allclose(written["loc"], posterior.loc.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.allclose(written["scale"], posterior.scale.numpy(), rtol=1e-5, atol=1e-6)
+        rows = list(csv.DictReader((directory / "posteriors.csv").read_text().splitlines()))
+        assert len(rows) == 80
+        assert [row["index"] for row in rows] == [str(index) for index in written["index"]]
+        assert [row["label"] for row in rows] == [str(label) for label in written["label"]]
+        columns = [f"{name}_{d}" for name in ("loc", "scale") for d in range(3)]
+        assert [float(rows[7][column]) for column in columns] == pytest.approx(
+            [*written["loc"][7].tolist(), *written["scale"][7].tolist()]
+        )
+
+
+@pytest.fixture
+def own_digits(tmp_path):
+    """Three digits as pictures in a folder whose name has a space, and the digits."""
+    folder = tmp_path / "my digits"
+    folder.mkdir()
+    images = read("mnist_subset", DATA / "mnist_subset", "test")[0][:3]
+    for name, image in zip("cab", images, strict=True):
+        Image.fromarray(image[0].numpy()).save(folder / f"{name}.png")
+    return folder, images
+
+
+def test_encode_reads_ones_own_pictures_in_the_order_of_their_names(
+    trained, own_digits, tmp_path, monkeypatch
+):
+    folder, images = own_digits
+    directory = encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
+    expected = vae_lightning.load(trained).posterior(Batch(images[[1, 2, 0]].float() / 255))
+    with np.load(directory / "posteriors.npz") as written:
+        assert written["name"].tolist() == ["a.png", "b.png", "c.png"]
+        assert np.allclose(written["loc"], expected.loc.numpy(), rtol=1e-5, atol=1e-6)
+        assert np.allclose(written["scale"], expected.scale.numpy(), rtol=1e-5, atol=1e-6)
+
+
+SPOILT = {
+    "another size": (
+        lambda folder: Image.new("L", (32, 20)).save(folder / "b.png"),
+        r"b\.png is 32 × 20 of mode L, .*resize\(\(28, 28\)\)",
+    ),
+    "colour": (
+        lambda folder: Image.new("RGB", (28, 28)).save(folder / "b.png"),
+        r"b\.png is 28 × 28 of mode RGB, .*convert\('L'\)",
+    ),
+    "text": (
+        lambda folder: (folder / "notes.txt").write_text("x"),
+        r"notes\.txt is no picture, or damaged: take it out",
+    ),
+    "empty": (
+        lambda folder: [file.unlink() for file in folder.iterdir()],
+        "holds no pictures",
+    ),
+    "gone": (shutil.rmtree, "images=.*: .*my digits is no folder"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT.keys())
+def test_pictures_that_can_not_be_encoded_are_named(
+    trained, own_digits, tmp_path, monkeypatch, spoil, message
+):
+    folder, _ = own_digits
+    spoil(folder)
+    with pytest.raises(SystemExit, match=message):
+        encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_conditional_model_encodes_pictures_of_a_label_that_is_named(
+    conditional, own_digits, tmp_path, monkeypatch
+):
+    folder, images = own_digits
+    needed = r"label=null: .* conditional; type which label the examples have, label=0 to label=9"
+    with pytest.raises(SystemExit, match=needed):
+        encoded(conditional, tmp_path, monkeypatch, f"images='{folder}'")
+    directory = encoded(conditional, tmp_path, monkeypatch, f"images='{folder}'", "label=7")
+    batch = Batch(images[[1, 2, 0]].float() / 255, torch.full((3,), 7))
+    expected = vae_lightning.load(conditional).posterior(batch)
+    with np.load(directory / "posteriors.npz") as written:
+        assert written["label"].tolist() == [7, 7, 7]
+        assert np.allclose(written["loc"], expected.loc.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_label_of_a_split_is_refused(conditional, tmp_path, monkeypatch):
+    message = "label=7: is that of the examples in images=<folder>, and a split has labels"
+    with pytest.raises(SystemExit, match=message):
+        encoded(conditional, tmp_path, monkeypatch, "label=7")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,88 @@
+"""Sampling as a user types it, on a model of real digits."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vae_lightning
+from conftest import typed
+from vae_lightning import SamplingNoise
+
+
+def pixels(file):
+    """Return the grey levels of a picture, ``[H, W]`` in [0, 1]."""
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.array(picture.convert("L"))) / 255
+
+
+def first_of(grid):
+    """Return the first image of a grid, which draws two pixels for one."""
+    return grid[2:58:2, 2:58:2]
+
+
+def agree(drawn, expected):
+    """Check that a picture shows an image, to the nearest grey level."""
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_sample_writes_the_models_own_samples(trained, tmp_path, monkeypatch):
+    arguments = [f"checkpoint={trained}", "count=4", "seed=7"]
+    typed("sample", *arguments, directory=tmp_path, patch=monkeypatch)
+    [written] = tmp_path.glob("outputs/sample/*/samples.png")
+    drawn = pixels(written)
+    assert drawn.shape == (2 * 58 + 2, 2 * 58 + 2)
+    expected = vae_lightning.load(trained).sample(4, SamplingNoise(4, 7))
+    agree(first_of(drawn), expected[0, 0])
+
+
+@pytest.mark.slow
+def test_samples_come_in_the_form_that_is_asked_for(trained, tmp_path, monkeypatch):
+    def sampled(*arguments):
+        line = [f"checkpoint={trained}", "count=12", *arguments]
+        typed("sample", *line, directory=tmp_path, patch=monkeypatch)
+        return max(tmp_path.glob("outputs/sample/*"), key=lambda path: path.stat().st_mtime_ns)
+
+    noise = SamplingNoise(12, 0)
+    expected = vae_lightning.load(trained).sample(12, noise, temperature=0.5)
+    array = np.load(sampled("form=npy", "temperature=0.5") / "samples.npy")
+    tensor = torch.load(sampled("form=pt", "temperature=0.5") / "samples.pt", weights_only=True)
+    assert array.dtype == np.float32
+    assert torch.equal(torch.from_numpy(array), tensor)
+    torch.testing.assert_close(tensor, expected)
+    for form in ("png", "files"):
+        files = sorted((sampled(f"form={form}", "temperature=0.5") / "samples").iterdir())
+        assert [file.name for file in files] == [f"{number:02d}.png" for number in range(12)]
+        agree(pixels(files[3]), expected[3, 0])
+    grid = pixels(sampled("columns=6") / "samples.png")
+    assert grid.shape == (2 * 58 + 2, 6 * 58 + 2)
+    line = [f"checkpoint={trained}", f"images='{files[0].parent}'"]
+    typed("encode", *line, directory=tmp_path, patch=monkeypatch)
+    assert len(list((tmp_path / "outputs" / "encode").iterdir())) == 1
+
+
+def test_at_temperature_zero_all_samples_are_the_priors_mean(trained):
+    vae = vae_lightning.load(trained)
+    mean = vae.likelihood(vae.prior().loc).mean
+    samples = vae.sample(3, SamplingNoise(3), temperature=0.0)
+    torch.testing.assert_close(samples, mean.expand(3, -1, -1, -1))
+
+
+def test_a_conditional_model_draws_the_label_that_is_asked_for(conditional, tmp_path, monkeypatch):
+    arguments = [f"checkpoint={conditional}", "count=4", "label=7"]
+    typed("sample", *arguments, directory=tmp_path, patch=monkeypatch)
+    [written] = tmp_path.glob("outputs/sample/*/samples.png")
+    vae = vae_lightning.load(conditional)
+    sevens = vae.sample(4, SamplingNoise(4, 0), torch.full((4,), 7))
+    agree(first_of(pixels(written)), sevens[0, 0])
+
+
+def test_a_label_that_a_model_does_not_know_is_refused(conditional, trained, tmp_path, monkeypatch):
+    known = "label=10: this model knows labels from 0 to 9"
+    none = "label=7: this model knows no labels: train one with model=conditional"
+    for checkpoint, label, message in ((conditional, 10, known), (trained, 7, none)):
+        arguments = [f"checkpoint={checkpoint}", f"label={label}"]
+        for command in ("sample", "visualize"):
+            with pytest.raises(SystemExit, match=message):
+                typed(command, *arguments, directory=tmp_path, patch=monkeypatch)
+    assert not list(tmp_path.iterdir())
