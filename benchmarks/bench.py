@@ -2,9 +2,10 @@
 
 python benchmarks/bench.py [--rows step,epoch] [--quick] [--data-dir DIR]
 
-Each row times two sides in turn, A B A B …, so that what else the machine does meets both; its ratio is the median over the
-pairs, beside the lowest and the highest. In most rows a first pair warms up and isn't counted. Both sides take as many threads
-as torch takes by itself or ``OMP_NUM_THREADS`` says. Exit status 1: a row failed, or is beyond half of what it must reach.
+Each row times two sides in turn, A B A B …, so other work on the machine meets both. Its ratio is
+the median over the pairs, shown with the lowest and the highest. In most rows a first pair warms up
+and isn't counted. Both sides take as many threads as torch takes by itself or ``OMP_NUM_THREADS``
+says. Exit status 1: a row failed, or is beyond half of what it must reach.
 """
 
 import argparse
@@ -28,11 +29,11 @@ import torch
 import sides
 from plain import BATCH
 from sides import EPOCHS, IMPORTANCE_SAMPLES, JOBS, TARGET_ELBO, Bench, RowFailed, Side
-from vae_lightning import experiment
-from vae_lightning.directories import make_directory
-from vae_lightning.provenance import versions
+from vae_lightning.runs.directory import make_directory
+from vae_lightning.runs.provenance import versions
+from vae_lightning.training.trainer import quieten_lightning
 
-# -- the rows, and what they must reach -------------------------------------------------------------------------------
+# -- the rows, and what they must reach ---------------------------------------------------------
 
 
 def rate(items: int) -> Callable[[float], str]:
@@ -66,7 +67,8 @@ class Row:
         against: the other side, in words.
         must: the ratio that must be reached; None: nothing is asked.
         hope: the ratio that is hoped for.
-        at_least: the ratio is theirs to ours, and more is better; else ours to theirs, and less is better.
+        at_least: the ratio is theirs to ours, and more is better; else ours to theirs, and less is
+            better.
         pairs: how many are counted; quick: a quarter.
         warm_up: whether a pair comes before them that isn't counted.
         show: shows a side's figure.
@@ -97,17 +99,35 @@ ROWS = [
     Row(
         "step",
         sides.step,
-        "images of default training, an epoch of steps of 128: logging, checkpoints and the epoch's pictures included, with a "
-        "tenth of the pictures at a run's end; set-up and validation left out",
-        "a bare loop with everything stripped: same model, same first weights and batches, fused Adam",
+        "images of default training, an epoch of steps of 128: logging, checkpoints and the "
+        "epoch's pictures included, with a tenth of the pictures at a run's end; set-up and "
+        "validation left out",
+        "a bare loop with everything stripped: same model, same first weights and batches, fused "
+        "Adam",
         must=0.80,
         hope=0.90,
         pairs=8,
         show=rate(BATCH),
     ),
-    Row("products", sides.products, "as step", "a step's matrix products, both ways", 0.42, 0.55, pairs=8, show=rate(BATCH)),
     Row(
-        "graph", sides.graph, "as step", "the bare loop's step replayed as a CUDA graph", None, None, pairs=8, show=rate(BATCH)
+        "products",
+        sides.products,
+        "as step",
+        "a step's matrix products, both ways",
+        0.42,
+        0.55,
+        pairs=8,
+        show=rate(BATCH),
+    ),
+    Row(
+        "graph",
+        sides.graph,
+        "as step",
+        "the bare loop's step replayed as a CUDA graph",
+        None,
+        None,
+        pairs=8,
+        show=rate(BATCH),
     ),
     Row(
         "epoch",
@@ -120,8 +140,10 @@ ROWS = [
     Row(
         "speedrun",
         sides.speedrun,
-        f"the whole process of experiment=speedrun, whose test ELBO must be {TARGET_ELBO} or better",
-        f"the example's whole process over {EPOCHS} epochs (quick: over one, and that epoch's seconds for each of the others)",
+        "the whole process of experiment=speedrun, whose test ELBO must be "
+        f"{TARGET_ELBO} or better",
+        f"the example's whole process over {EPOCHS} epochs (quick: over one, and that epoch's "
+        "seconds for each of the others)",
         must=5,
         hope=7,
         pairs=3,
@@ -130,7 +152,8 @@ ROWS = [
     Row(
         "log_marginal",
         sides.log_marginal,
-        f"log p(x) of 200 test images (quick: 20) with {IMPORTANCE_SAMPLES:,} samples each, by evaluation.evaluate",
+        f"log p(x) of 200 test images (quick: 20) with {IMPORTANCE_SAMPLES:,} samples each, by "
+        "measure.evaluate",
         "the decoder's matrix products of as many latents",
         must=0.5,
         hope=0.7,
@@ -193,7 +216,7 @@ ROWS = [
         Row(
             "joblib",
             functools.partial(sides.joblib, overrides=overrides),
-            f"{JOBS} runs of a sweep on two cores by hydra/launcher=joblib, {' '.join(overrides) or 'the default model'}",
+            f"{JOBS} runs of a sweep on two cores by hydra/launcher=joblib, {' '.join(overrides)}",
             "the same sweep in order",
             must=must,
             hope=None,
@@ -238,7 +261,7 @@ def judge(ratio: float, must: float | None, hope: float | None, at_least: bool) 
 
 
 def choose(names: str, quick: bool = False) -> list[Row]:
-    """Return the rows of some names, with commas between them; of none, all that this machine and the time allow.
+    """Return the rows of some names, with commas between them; without names, all that run here.
 
     Raises:
         ValueError: no row is called so.
@@ -246,13 +269,17 @@ def choose(names: str, quick: bool = False) -> list[Row]:
     wanted = [name for name in re.split(r"[,\s]+", names) if name]
     for name in wanted:
         if name not in (known := list(dict.fromkeys(row.name for row in ROWS))):
-            raise ValueError(f"ROWS={names}: no row is called {name}; choose from {', '.join(known)}")
+            raise ValueError(
+                f"ROWS={names}: no row is called {name}; choose from {', '.join(known)}"
+            )
     # Without a GPU there are no graphs; in seconds a sweep does little but import torch.
     left_out = {"graph": not torch.cuda.is_available(), "joblib": quick}
-    return [row for row in ROWS if (row.name in wanted if wanted else not left_out.get(row.name, False))]
+    return [
+        row for row in ROWS if (row.name in wanted if wanted else not left_out.get(row.name, False))
+    ]
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------
+# -- measuring ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -275,7 +302,9 @@ def measure(row: Row, bench: Bench) -> Result:
     ours, theirs = row.sides(bench)
     if row.warm_up:
         ours(), theirs()
-    pairs = [(ours(), theirs()) for _ in range(max(1, row.pairs // 4) if bench.quick else row.pairs)]
+    pairs = [
+        (ours(), theirs()) for _ in range(max(1, row.pairs // 4) if bench.quick else row.pairs)
+    ]
     ratios = [other / own if row.at_least else own / other for own, other in pairs]
     median = statistics.median(ratios)
     own, other = (list(side) for side in zip(*pairs, strict=True))
@@ -298,14 +327,18 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     """Return the model of the CPU."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if found := re.search(
+            r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        ):
             return found[1]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
+        return subprocess.check_output(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], text=True
+        ).strip()
     return platform.processor() or platform.machine()
 
 
-# -- telling ----------------------------------------------------------------------------------------------------------
+# -- reporting ----------------------------------------------------------------------------------
 
 _LAYOUT = "{:<18}{:>12}{:>12}{:>8}  {:<14}{:>7}{:>7}  {}"
 
@@ -313,9 +346,14 @@ _LAYOUT = "{:<18}{:>12}{:>12}{:>8}  {:<14}{:>7}{:>7}  {}"
 def line(row: Row, result: Result) -> str:
     """Return a row of the table."""
     shown = [row.show(statistics.median(side)) for side in (result.ours, result.theirs)]
-    bounds = ["" if bound is None else f"{'≥' if row.at_least else '≤'} {bound:g}" for bound in (row.must, row.hope)]
+    bounds = [
+        "" if bound is None else f"{'≥' if row.at_least else '≤'} {bound:g}"
+        for bound in (row.must, row.hope)
+    ]
     spread = f"{min(result.ratios):.2f} – {max(result.ratios):.2f}"
-    return _LAYOUT.format(row.label, *shown, f"{result.median:.2f}", spread, *bounds, result.verdict)
+    return _LAYOUT.format(
+        row.label, *shown, f"{result.median:.2f}", spread, *bounds, result.verdict
+    )
 
 
 def describe(here: dict[str, Any], quick: bool) -> str:
@@ -330,13 +368,24 @@ def describe(here: dict[str, Any], quick: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table row by row, and write ``outputs/benchmarks/<date>_<time>/results.json`` as it grows."""
+    """Measure, print the table row by row, and write it as it grows.
+
+    The file is ``outputs/benchmarks/<date>_<time>/results.json``.
+    """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", default="", help="names, with commas between them; all by default")
-    parser.add_argument("--quick", action="store_true", help="less of everything, in a few minutes: shows a collapse only")
-    parser.add_argument("--data-dir", help="where MNIST lies or will be put; by default the user's cache folder")
+    parser.add_argument(
+        "--rows", default="", help="names, with commas between them; all by default"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="less of everything, in a few minutes: shows a collapse only",
+    )
+    parser.add_argument(
+        "--data-dir", help="where MNIST lies or will be put; by default the user's cache folder"
+    )
     typed = parser.parse_args(arguments)
-    experiment.quieten_lightning()
+    quieten_lightning()
     failed, told = False, []
     with tempfile.TemporaryDirectory() as directory:
         try:
@@ -346,9 +395,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.exit(f"error: {error}")
         here, file = machine(), make_directory(Path("outputs/benchmarks")) / "results.json"
         print(describe(here, typed.quick), "\n")
-        print(_LAYOUT.format("row", "ours", "against", "ratio", "spread", "must", "hope", "reached"), flush=True)
+        print(
+            _LAYOUT.format("row", "ours", "against", "ratio", "spread", "must", "hope", "reached"),
+            flush=True,
+        )
         for row in rows:
-            entry = {"row": row.label, "what": row.what, "against": row.against, "must": row.must, "hope": row.hope}
+            entry = {
+                "row": row.label,
+                "what": row.what,
+                "against": row.against,
+                "must": row.must,
+                "hope": row.hope,
+            }
             try:
                 result = measure(row, bench)
                 failed = failed or result.verdict == "collapsed"
@@ -358,8 +416,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failed = True
                 print(f"{row.label:<18}failed: {error}", flush=True)
                 told.append(entry | {"failed": str(error)})
-            file.write_text(json.dumps({"machine": here, "quick": typed.quick, "rows": told}, indent=2) + "\n")
-    print("\nA ratio with ≥ is the other side's time to ours, one with ≤ ours to the other side's: the median over the pairs.")
+            file.write_text(
+                json.dumps({"machine": here, "quick": typed.quick, "rows": told}, indent=2) + "\n"
+            )
+    print(
+        "\nA ratio with ≥ is the other side's time to ours, one with ≤ ours to the other side's: "
+        "the median over the pairs."
+    )
     for row in rows:
         print(f"  {row.label}: {row.what}\n    against {row.against}")
     print(f"\n{file}")

@@ -1,11 +1,12 @@
-"""The algorithm of the PyTorch VAE example, written anew: what people use today, to hold the project's speed against.
+"""The algorithm of the PyTorch VAE example, written anew: what the project's speed is held against.
 
 python benchmarks/example.py --data-dir DIR [--epochs 10]
 
-PIL images one by one through torchvision's MNIST and ``ToTensor``, a ``DataLoader`` in batches of 128, a network of
-784-400-20-400-784 with two heads and a sigmoid at its end, binary cross-entropy and KL summed over the batch, Adam as torch
-makes it; after each epoch the test images. The example's pictures and its lines within an epoch are left out. ``DIR/MNIST/raw``
-holds the four files.
+PIL images one by one through torchvision's MNIST and ``ToTensor``, a ``DataLoader`` in batches of
+128, a network of 784-400-20-400-784 with two heads and a sigmoid at its end, binary cross-entropy
+and KL summed over the batch, Adam as torch makes it; after each epoch the test images. The
+example's pictures and its lines within an epoch are left out. ``DIR/MNIST/raw`` holds the four
+files.
 """
 
 import argparse
@@ -36,7 +37,11 @@ class ExampleVAE(nn.Module):
         self.pixels = nn.Linear(400, 784)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return probabilities ``[B, 784]``, means and log-variances ``[B, 20]`` for images ``[B, 1, 28, 28]``."""
+        """Return probabilities ``[B, 784]``, means and log-variances ``[B, 20]``.
+
+        Args:
+            images: ``[B, 1, 28, 28]``.
+        """
         hidden = F.relu(self.encode(images.view(-1, 784)))
         loc, log_variance = self.loc(hidden), self.log_variance(hidden)
         scale = torch.exp(0.5 * log_variance)
@@ -55,14 +60,18 @@ def summed_loss(model: ExampleVAE, images: Tensor) -> Tensor:
 class Example:
     """The example's parts, and an epoch of it."""
 
-    def __init__(self, data_dir: Path, train_images: int | None = None, test_images: int | None = None) -> None:
-        """Read the data; ``train_images`` and ``test_images`` take the first ones of a file only."""
+    def __init__(
+        self, data_dir: Path, train_images: int | None = None, test_images: int | None = None
+    ) -> None:
+        """Read the data; ``train_images`` and ``test_images`` take only the first of a file."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.loaders = {}
         for training, limit in ((True, train_images), (False, test_images)):
             images = MNIST(data_dir, train=training, transform=transforms.ToTensor())
             some = images if limit is None else Subset(images, range(min(limit, len(images))))
-            workers: dict[str, Any] = {"num_workers": 1, "pin_memory": True} if self.device.type == "cuda" else {}
+            workers: dict[str, Any] = (
+                {"num_workers": 1, "pin_memory": True} if self.device.type == "cuda" else {}
+            )
             self.loaders[training] = DataLoader(some, batch_size=BATCH, shuffle=training, **workers)
         self.model = ExampleVAE().to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
@@ -81,12 +90,15 @@ class Example:
     @torch.no_grad()
     def test(self) -> float:
         """Return the mean loss over the test images, nats per image."""
-        total = sum(summed_loss(self.model, images.to(self.device)).item() for images, _ in self.loaders[False])
+        total = sum(
+            summed_loss(self.model, images.to(self.device)).item()
+            for images, _ in self.loaders[False]
+        )
         return total / len(self.loaders[False].dataset)
 
 
 def main() -> None:
-    """Train, and tell each epoch's losses and seconds."""
+    """Train, and print each epoch's losses and seconds."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)

@@ -1,6 +1,6 @@
-"""The share of a default run's training time that pictures, dashboards, diagnostics and the progress bar take.
+"""The share of a run's training time that pictures, dashboards and the progress bar take.
 
-python benchmarks/picture_cost.py [key=value ...]     # trains by the real command, with these overrides
+python benchmarks/picture_cost.py [key=value ...]     # trains by the real command, with overrides
 The bar is drawn on a terminal only.
 """
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from lightning import Trainer
 
-from vae_lightning.callbacks import Dashboard, Progress
-from vae_lightning.callbacks.pictures import Look
 from vae_lightning.train import main
+from vae_lightning.training.callbacks.dashboard import Dashboard
+from vae_lightning.training.callbacks.looking import Look
+from vae_lightning.training.callbacks.progress import Progress
 
 SECONDS: dict[str, float] = defaultdict(float)
 
@@ -27,9 +28,13 @@ def timed(kind: type, method: str) -> None:
         try:
             return original(self, *arguments, **others)
         finally:
-            often = "at the end" if isinstance(self, Look) and not self.every_n_epochs else "as it goes"
+            often = (
+                "at the end" if isinstance(self, Look) and not self.every_n_epochs else "as it goes"
+            )
             name = getattr(self, "name", type(self).__name__)
-            SECONDS["fit" if isinstance(self, Trainer) else f"{often}: {name}"] += time.perf_counter() - started
+            SECONDS["fit" if isinstance(self, Trainer) else f"{often}: {name}"] += (
+                time.perf_counter() - started
+            )
 
     setattr(kind, method, measured)
 

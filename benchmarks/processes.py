@@ -1,7 +1,8 @@
 """How a run's speed goes with its processes: python benchmarks/processes.py [folder of the data].
 
-Trains the default model for two epochs on the same batches of 128, in one process of one thread, in one of two threads and in
-two processes of a thread each, in turn; what counts are the images per second that a run tells, its start left out.
+Trains the default model for two epochs on the same batches of 128, in one process of one thread, in
+one of two threads and in two processes of a thread each, in turn. What counts are the images per
+second that a run reports, its start left out.
 """
 
 import json
@@ -23,10 +24,24 @@ WAYS = {
 def images_per_second(threads: str, *overrides: str) -> float:
     """Return how many images a run trains on in a second."""
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "vae_lightning.train", "trainer.accelerator=cpu", "trainer.max_epochs=2", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "vae_lightning.train",
+            "trainer.accelerator=cpu",
+            "trainer.max_epochs=2",
+            *overrides,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        subprocess.run([*command, "hydra.run.dir=run"], cwd=directory, env=environment, check=True, capture_output=True)
-        return float(json.loads((Path(directory) / "run" / "metrics.json").read_text())["run"]["images_per_second"])
+        subprocess.run(
+            [*command, "hydra.run.dir=run"],
+            cwd=directory,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        metrics = json.loads((Path(directory) / "run" / "metrics.json").read_text())
+        return float(metrics["run"]["examples_per_second"])
 
 
 def main() -> None:
@@ -40,7 +55,8 @@ def main() -> None:
     for way, speeds in measured.items():
         ratios = [speed / other for speed, other in zip(speeds, first, strict=True)]
         spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-        print(f"{way:<30}{statistics.median(speeds):>9,.0f} images/s   {statistics.median(ratios):.2f} of the first ({spread})")
+        ratio = f"{statistics.median(ratios):.2f} of the first ({spread})"
+        print(f"{way:<30}{statistics.median(speeds):>9,.0f} images/s   {ratio}")
 
 
 if __name__ == "__main__":

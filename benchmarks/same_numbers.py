@@ -31,9 +31,19 @@ TRAININGS = {
     "iwae": [STEPS, "model.objective=iwae", "model.num_samples=5"],
     "sgvb_a": [STEPS, "model.objective=sgvb_a", "model.num_samples=2"],
     "stochastic": [STEPS, "data.binarization=stochastic"],
-    "gaussian": [STEPS, "model.likelihood=gaussian", "model.pixel_scale=learnt", "data.dequantize=true"],
+    "gaussian": [
+        STEPS,
+        "model.likelihood=gaussian",
+        "model.pixel_scale=learnt",
+        "data.dequantize=true",
+    ],
     "logistic": [STEPS, "model.likelihood=discretized_logistic", "model.pixel_scale=per_pixel"],
-    "schedule": [STEPS, "model.kl_schedule=linear", "model.kl_schedule_steps=150", "model.free_bits=0.1"],
+    "schedule": [
+        STEPS,
+        "model.kl_schedule=linear",
+        "model.kl_schedule_steps=150",
+        "model.free_bits=0.1",
+    ],
     "speedrun": [STEPS, "experiment=speedrun"],
     "example": [STEPS, "experiment=pytorch_example"],
     "aevb": [STEPS, "experiment=aevb"],
@@ -44,8 +54,16 @@ TRAININGS = {
 
 COMMANDS = {
     "evaluated": ("evaluate", "default", ["samples=50", "data.limit_test=500"]),
-    "evaluated_iwae": ("evaluate", "iwae", ["metrics=[bound,log_marginal]", "samples=50", "data.limit_test=200"]),
-    "evaluated_conditional": ("evaluate", "conditional", ["metrics=[bound,sample_quality]", "data.limit_test=500"]),
+    "evaluated_iwae": (
+        "evaluate",
+        "iwae",
+        ["metrics=[bound,log_marginal]", "samples=50", "data.limit_test=200"],
+    ),
+    "evaluated_conditional": (
+        "evaluate",
+        "conditional",
+        ["metrics=[bound,sample_quality]", "data.limit_test=500"],
+    ),
     "evaluated_static": ("evaluate", "default", ["metrics=[bound]", "data.binarization=static"]),
     "sampled": ("sample", "default", ["count=50", "form=npy", "temperature=0.8", "seed=3"]),
     "sampled_conditional": ("sample", "conditional", ["count=50", "form=npy"]),
@@ -62,10 +80,20 @@ def run(checkout: Path, command: str, arguments: list[str], directory: Path) -> 
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "TQDM_DISABLE": "1"}
-    line = [sys.executable, "-m", f"vae_lightning.{command}", *arguments, f"hydra.run.dir={directory}"]
-    finished = subprocess.run(line, env=environment, cwd=directory.parent, capture_output=True, text=True)
+    line = [
+        sys.executable,
+        "-m",
+        f"vae_lightning.{command}",
+        *arguments,
+        f"hydra.run.dir={directory}",
+    ]
+    finished = subprocess.run(
+        line, env=environment, cwd=directory.parent, capture_output=True, text=True
+    )
     if finished.returncode:
-        sys.exit(f"{checkout}: {' '.join(line)}\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}")
+        sys.exit(
+            f"{checkout}: {' '.join(line)}\n{finished.stdout[-2000:]}{finished.stderr[-2000:]}"
+        )
     (directory / ".done").touch()
 
 
@@ -108,7 +136,9 @@ def compare(name: str, old: Path, new: Path) -> list[str]:
 
 def main() -> None:
     """Run all cases in both checkouts and compare what they leave."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--work", type=Path, help="where the runs are kept")
@@ -127,7 +157,7 @@ def main() -> None:
                 if name in cases:
                     command, overrides = cases[name]
                 else:
-                    command, of, overrides = COMMANDS[name]
+                    command, _, overrides = COMMANDS[name]
                     overrides = [f"checkpoint={work / side / runs[name]}", *overrides]
                 run(checkout, command, overrides, work / side / name)
             differing += compare(name, work / "old" / name, work / "new" / name)

@@ -27,8 +27,11 @@ from torch import Tensor
 
 from example import Example
 from plain import BATCH, BareLoop, DecoderProducts, GraphLoop, StepProducts
-from vae_lightning import MNISTDataModule, VAEModule, evaluation, experiment
-from vae_lightning.configuration import CONFIGS
+from vae_lightning import VAE, MNISTDataModule, SamplingNoise
+from vae_lightning.configuration.composing import CONFIGS
+from vae_lightning.evaluation import measure
+from vae_lightning.training import experiment
+from vae_lightning.training.trainer import choose_accelerator
 
 EPOCHS = 10
 """Of a default run, and of the example's."""
@@ -41,15 +44,16 @@ JOBS = 4
 EXAMPLE = str(Path(__file__).with_name("example.py"))
 TRAIN = ("-m", "vae_lightning.train")
 FIRST_STEP = (
-    "import os; from vae_lightning import module, train; "
-    "module.VAEModule.on_train_batch_end = lambda *_: os._exit(0); train.main()"
+    "import os; from vae_lightning import VAEModule, train; "
+    "VAEModule.on_train_batch_end = lambda self, *batch: batch and os._exit(0); train.main()"
 )
 """Trains by the real command and leaves the process where the first step ends."""
 PEAK = (
-    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    "import resource, subprocess, sys; "
+    "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 )
-"""Runs a command and prints its peak memory; a small process of its own, for a child's peak counts what its parent held."""
+"""Runs a command and prints its peak memory; a small process, whose own size the peak includes."""
 
 Side = Callable[[], float]
 
@@ -58,11 +62,14 @@ class RowFailed(Exception):
     """A row could not be measured; the message says why, in a line."""
 
 
-# -- what the rows share ----------------------------------------------------------------------------------------------
+# -- what the rows share ------------------------------------------------------------------------
 
 
 class Laps(Callback):
-    """The seconds of a run of one epoch, by what they went to. It comes first, so that what other callbacks do is counted."""
+    """The seconds of a run of one epoch, by what they went to.
+
+    It is the first callback, so that what the others do is counted.
+    """
 
     def __init__(self) -> None:
         """Start the clock."""
@@ -111,11 +118,14 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def without_lightning() -> dict[str, str]:
-    """Return the environment without the variable that Lightning's import sets, which costs a plain loop time as well.
+    """Return the environment without a variable that Lightning's import sets.
 
-    By it torch looks for the GPU's management library at each step of an optimiser: 0.25 ms where there is none.
+    It costs a plain loop time as well: torch looks for the GPU's management library at each step of
+    an optimiser, 0.25 ms where there is none.
     """
-    return {name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"}
+    return {
+        name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"
+    }
 
 
 def timed_alone(work: Callable[[], object]) -> float:
@@ -125,36 +135,50 @@ def timed_alone(work: Callable[[], object]) -> float:
 
 
 class Bench:
-    """The data, a model with initial weights, and ways to run what is measured; ``quick`` takes less of everything."""
+    """The data, a model with initial weights, and ways to run what is measured.
+
+    ``quick`` takes less of everything.
+    """
 
     def __init__(self, quick: bool, data_dir: str | None, directory: Path) -> None:
         """Read the data, fetched if they aren't there; take a directory for what the runs write."""
         self.quick = quick
         self.directory = directory
-        self.device = torch.device(experiment.choose_accelerator("auto"))
+        self.device = torch.device(choose_accelerator("auto"))
         self.data = MNISTDataModule(dir=data_dir)
         self.data_dir = str(self.data.folder.parents[1].absolute())
         self.data.prepare_data()
         self.data.setup()
 
-    def module(self) -> VAEModule:
+    def model(self) -> VAE:
         """Return the default model with its first weights."""
         torch.manual_seed(1)
-        return VAEModule()
+        return VAE(self.data.spec)
 
     def images(self) -> Tensor:
         """Return the training file's images on the device, ``[N, 784]``, uint8."""
-        return self.data.images["train"].flatten(1).to(self.device)
+        return self.data.x["train"].flatten(1).to(self.device)
 
     def batches(self) -> list[Tensor]:
-        """Return the indices of the default run's batches in its first epoch, on the device; quick: the first hundred."""
+        """Return the indices of the default run's batches in its first epoch, on the device.
+
+        quick: the first hundred.
+        """
         parts = torch.split(self.data.train_dataloader().order(), BATCH)
         return [part.to(self.device) for part in parts[: 100 if self.quick else None]]
 
     def train(self, *overrides: str, times_the_data: int = 1) -> tuple[float, float, int]:
-        """Fit for one epoch, quick: a hundred steps, with overrides as typed after the command; see ``fit_one_epoch``."""
-        less = ("trainer.limit_train_batches=100", "trainer.limit_val_batches=2") if self.quick else ()
-        return fit_one_epoch(self.directory, f"data.dir={self.data_dir}", *less, *overrides, times_the_data=times_the_data)
+        """Fit for one epoch, quick: a hundred steps, with overrides; see ``fit_one_epoch``."""
+        less = (
+            ("trainer.limit_train_batches=100", "trainer.limit_val_batches=2") if self.quick else ()
+        )
+        return fit_one_epoch(
+            self.directory,
+            f"data.dir={self.data_dir}",
+            *less,
+            *overrides,
+            times_the_data=times_the_data,
+        )
 
     def step_seconds(self, *overrides: str, times_the_data: int = 1) -> float:
         """Return the seconds of training, as ``train`` counts them, for each step."""
@@ -170,7 +194,9 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.directory) as directory:
             command, environment = [sys.executable, *arguments], without_lightning()
             started = time.perf_counter()
-            done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                command, cwd=directory, env=environment, capture_output=True, text=True
+            )
             seconds = time.perf_counter() - started
         if done.returncode != expected:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
@@ -178,8 +204,10 @@ class Bench:
         return seconds, done.stdout
 
 
-def fit_one_epoch(directory: Path, *overrides: str, times_the_data: int = 1) -> tuple[float, float, int]:
-    """Fit for one epoch in this process, by the configuration of ``train`` and into a new run directory.
+def fit_one_epoch(
+    directory: Path, *overrides: str, times_the_data: int = 1
+) -> tuple[float, float, int]:
+    """Fit for one epoch in this process, by ``train``'s configuration, in a new run directory.
 
     Args:
         directory: where the run directory is made; it is removed again.
@@ -187,8 +215,9 @@ def fit_one_epoch(directory: Path, *overrides: str, times_the_data: int = 1) -> 
         times_the_data: how many times over the training images are there.
 
     Returns:
-        Seconds of training: all of the epoch but the validation, and of the pictures that are drawn once, at the end of a run,
-        the share that falls to these steps in a default run of ten epochs. Seconds of the validation. The steps.
+        Seconds of training: all of the epoch but the validation, and of the pictures that are drawn
+        once, at the end of a run, the share that falls to these steps in a default run of ten
+        epochs. Seconds of the validation. The steps.
     """
     with tempfile.TemporaryDirectory(dir=directory) as run, contextlib.chdir(run):
         parts = experiment.build(compose("trainer.max_epochs=1", *overrides))
@@ -216,37 +245,40 @@ def compose(*overrides: str) -> DictConfig:
 
 def multiply(data: MNISTDataModule, times: int) -> None:
     """Let a data module hold its training images so many times."""
-    size = len(data.images["train"])
-    data.images["train"] = data.images["train"].repeat(times, 1, 1, 1)
-    data.labels["train"] = data.labels["train"].repeat(times)
+    labels, size = data.y["train"], len(data.x["train"])
+    data.x["train"] = data.x["train"].repeat(times, 1, 1, 1)
+    data.y["train"] = None if labels is None else labels.repeat(times)
     data.train_indices = torch.cat([data.train_indices + number * size for number in range(times)])
 
 
-# -- the rows ---------------------------------------------------------------------------------------------------------
+# -- the rows -----------------------------------------------------------------------------------
 
 
 def step(bench: Bench) -> tuple[Side, Side]:
     """A training step against that of a bare loop."""
-    loop, batches = BareLoop(bench.module(), bench.images()), bench.batches()
+    loop, batches = BareLoop(bench.model(), bench.images()), bench.batches()
     return bench.step_seconds, lambda: timed_alone(lambda: loop.run(batches)) / len(batches)
 
 
 def products(bench: Bench) -> tuple[Side, Side]:
     """A training step against its matrix products."""
-    alone, steps = StepProducts(bench.module(), bench.device), len(bench.batches())
+    alone, steps = StepProducts(bench.model(), bench.device), len(bench.batches())
     return bench.step_seconds, lambda: timed(lambda: alone.run(steps)) / steps
 
 
 def graph(bench: Bench) -> tuple[Side, Side]:
-    """A training step against the bare loop's as a CUDA graph, whose batches are all of one size."""
+    """A training step against the bare loop's as a CUDA graph, with batches of one size."""
     if bench.device.type != "cuda":
         raise RowFailed("there is no CUDA GPU here")
-    loop, batches = GraphLoop(bench.module(), bench.images()), [each for each in bench.batches() if len(each) == BATCH]
+    loop, batches = (
+        GraphLoop(bench.model(), bench.images()),
+        [each for each in bench.batches() if len(each) == BATCH],
+    )
     return bench.step_seconds, lambda: timed_alone(lambda: loop.run(batches)) / len(batches)
 
 
 def epoch(bench: Bench) -> tuple[Side, Side]:
-    """An epoch over the 60,000 training images with its pass over the test images, against the example's."""
+    """An epoch over the 60,000 training images with its test pass, against the example's."""
     example = Example(Path(bench.data_dir), *((100 * BATCH, 2000) if bench.quick else ()))
 
     def theirs() -> float:
@@ -260,16 +292,25 @@ def speedrun(bench: Bench) -> tuple[Side, Side]:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=bench.directory) as run:
-            overrides = ("experiment=speedrun", f"data.dir={bench.data_dir}", f"hydra.run.dir={run}")
+            overrides = (
+                "experiment=speedrun",
+                f"data.dir={bench.data_dir}",
+                f"hydra.run.dir={run}",
+            )
             seconds, _ = bench.process(*TRAIN, *overrides)
             reached = json.loads((Path(run) / "metrics.json").read_text())["figures"]["test/elbo"]
         if reached < TARGET_ELBO:
-            raise RowFailed(f"the test ELBO came to {reached:.3f} after {seconds:.1f} s, which is below {TARGET_ELBO}")
+            raise RowFailed(
+                f"the test ELBO came to {reached:.3f} after {seconds:.1f} s, "
+                f"which is below {TARGET_ELBO}"
+            )
         return seconds
 
     def theirs() -> float:
         epochs = 1 if bench.quick else EPOCHS
-        seconds, printed = bench.process(EXAMPLE, "--data-dir", bench.data_dir, "--epochs", str(epochs))
+        seconds, printed = bench.process(
+            EXAMPLE, "--data-dir", bench.data_dir, "--epochs", str(epochs)
+        )
         each = [float(found) for found in re.findall(r"([\d.]+) s$", printed, re.MULTILINE)]
         return seconds + (EPOCHS - epochs) * statistics.mean(each)
 
@@ -278,34 +319,43 @@ def speedrun(bench: Bench) -> tuple[Side, Side]:
 
 def log_marginal(bench: Bench) -> tuple[Side, Side]:
     """Importance sampling against the decoder's matrix products."""
-    count, module = 20 if bench.quick else 200, bench.module().eval().to(bench.device)
-    images, memory = bench.data.split("test", count), OmegaConf.load(CONFIGS / "evaluate.yaml").memory_mb
-    measure = functools.partial(evaluation.evaluate, module, images, ["log_marginal"], IMPORTANCE_SAMPLES, memory)
-    alone = DecoderProducts(module, bench.device)
-    return lambda: timed(measure), lambda: timed(lambda: alone.run(count * IMPORTANCE_SAMPLES))
+    count, model = 20 if bench.quick else 200, bench.model().eval().to(bench.device)
+    images, memory = (
+        bench.data.split("test", count),
+        OmegaConf.load(CONFIGS / "evaluate.yaml").memory_mb,
+    )
+    measuring = functools.partial(
+        measure.evaluate, model, images, ["log_marginal"], IMPORTANCE_SAMPLES, memory
+    )
+    alone = DecoderProducts(model, bench.device)
+    return lambda: timed(measuring), lambda: timed(lambda: alone.run(count * IMPORTANCE_SAMPLES))
 
 
 def samples(bench: Bench) -> tuple[Side, Side]:
     """An image drawn from the prior against the decoder's matrix products."""
-    count, vae = 20_000 if bench.quick else 100_000, bench.module().eval().requires_grad_(False).vae
-    alone = DecoderProducts(bench.module(), torch.device("cpu"))
+    count, model = 20_000 if bench.quick else 100_000, bench.model().eval().requires_grad_(False)
+    alone = DecoderProducts(model, torch.device("cpu"))
 
     @torch.inference_mode()
     def draw() -> None:
-        vae.sample(count, generator=torch.Generator().manual_seed(0))
+        model.sample(count, SamplingNoise(count))
 
     return lambda: timed(draw) / count, lambda: timed(lambda: alone.run(count)) / count
 
 
 def startup(bench: Bench, arguments: Sequence[str], expected: int) -> tuple[Side, Side]:
     """A command's answer against the import of Hydra."""
-    return lambda: bench.process(*TRAIN, *arguments, expected=expected)[0], lambda: bench.process("-c", "import hydra")[0]
+    return lambda: bench.process(*TRAIN, *arguments, expected=expected)[0], lambda: bench.process(
+        "-c", "import hydra"
+    )[0]
 
 
 def first_step(bench: Bench) -> tuple[Side, Side]:
     """The way to the first step against that through the imports."""
     ours = ("-c", FIRST_STEP, f"data.dir={bench.data_dir}")
-    return lambda: bench.process(*ours)[0], lambda: bench.process("-c", "import torch, lightning")[0]
+    return lambda: bench.process(*ours)[0], lambda: bench.process("-c", "import torch, lightning")[
+        0
+    ]
 
 
 def memory(bench: Bench) -> tuple[Side, Side]:
@@ -325,7 +375,9 @@ def memory(bench: Bench) -> tuple[Side, Side]:
 
 def logging(bench: Bench) -> tuple[Side, Side]:
     """A training step where each is logged against one where every fiftieth is."""
-    return lambda: bench.step_seconds("trainer.log_every_n_steps=1"), lambda: bench.step_seconds("trainer.log_every_n_steps=50")
+    return lambda: bench.step_seconds("trainer.log_every_n_steps=1"), lambda: bench.step_seconds(
+        "trainer.log_every_n_steps=50"
+    )
 
 
 def scaling(bench: Bench) -> tuple[Side, Side]:

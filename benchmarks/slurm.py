@@ -1,4 +1,7 @@
-"""A real SLURM of two nodes on this machine, as whichever user starts it: munged, slurmctld and two slurmd, on free ports."""
+"""A real SLURM of two nodes on this machine: munged, slurmctld and two slurmd, on free ports.
+
+Any user can start it.
+"""
 
 import os
 import pwd
@@ -12,7 +15,7 @@ from typing import TypeVar
 
 Answer = TypeVar("Answer")
 
-PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"  # where the daemons lie, for everybody
+PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"  # where the daemons are
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 """What must be installed: Debian's munge, slurm-wlm and util-linux."""
 
@@ -23,7 +26,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A requeued job waits for the credentials of its first start to expire: here for seconds, by default for two minutes.
+# A requeued job waits for the credentials of its first start to expire: seconds, not two minutes.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -63,7 +66,9 @@ class Slurm:
         Raises:
             RuntimeError: it failed.
         """
-        finished = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=180)
+        finished = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=180
+        )
         if finished.returncode:
             raise RuntimeError(f"{' '.join(command)}: {finished.stdout}{finished.stderr}")
         return finished.stdout
@@ -71,22 +76,36 @@ class Slurm:
 
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[Slurm]:
-    """Run a cluster of two nodes of a CPU each, whose files lie in a folder; its jobs end with it."""
+    """Run a cluster of two nodes of a CPU each, its files in a folder; its jobs end with it."""
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
     with ExitStack() as bound:
-        listening = [bound.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(3)]
+        listening = [
+            bound.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(3)
+        ]
         ports = [each.getsockname()[1] for each in listening]
-    names = {"host": socket.gethostname().partition(".")[0], "user": pwd.getpwuid(os.getuid()).pw_name}
+    names = {
+        "host": socket.gethostname().partition(".")[0],
+        "user": pwd.getpwuid(os.getuid()).pw_name,
+    }
     (folder / "slurm.conf").write_text(_CONFIGURATION.format(folder=folder, ports=ports, **names))
     cluster = Slurm(folder)
-    options = {"key-file": key, **{f"{each}-file": folder / f"munged.{each}" for each in ("log", "pid", "seed")}}
+    options = {
+        "key-file": key,
+        **{f"{each}-file": folder / f"munged.{each}" for each in ("log", "pid", "seed")},
+    }
     options["socket"] = folder / "munge.socket"
     with ExitStack() as running:
         for name, *command in (
-            ("munged", "munged", "--foreground", "--force", *(f"--{option}={value}" for option, value in options.items())),
+            (
+                "munged",
+                "munged",
+                "--foreground",
+                "--force",
+                *(f"--{option}={value}" for option, value in options.items()),
+            ),
             ("slurmctld", "slurmctld", "-D"),
             ("n1", "slurmd", "-D", "-N", "n1"),
             ("n2", "slurmd", "-D", "-N", "n2"),
@@ -97,7 +116,9 @@ def two_nodes(folder: Path) -> Iterator[Slurm]:
         try:
             wait_until(lambda: _states(cluster) == ["idle", "idle"])
         except TimeoutError as error:
-            logs = "\n".join(f"{file.name}: {file.read_text()[-2000:]}" for file in folder.glob("*.log"))
+            logs = "\n".join(
+                f"{file.name}: {file.read_text()[-2000:]}" for file in folder.glob("*.log")
+            )
             raise RuntimeError(f"SLURM didn't start\n{logs}") from error
         try:
             yield cluster
@@ -123,15 +144,21 @@ def wait_until(said: Callable[[], Answer], seconds: float = 60) -> Answer:
 def _states(cluster: Slurm) -> list[str]:
     """Return the state of each node, as far as the controller answers."""
     command = ["sinfo", "--Node", "--partition=all", "--noheader", "--format=%T"]
-    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60).stdout.split()
+    return subprocess.run(
+        command, env=cluster.environment, capture_output=True, text=True, timeout=60
+    ).stdout.split()
 
 
 @contextmanager
-def _daemon(folder: Path, environment: dict[str, str], name: str, *arguments: str) -> Iterator[None]:
+def _daemon(
+    folder: Path, environment: dict[str, str], name: str, *arguments: str
+) -> Iterator[None]:
     """Run a process that ends with this block, or with this process, however that ends."""
     command = ["setpriv", "--pdeathsig", "TERM", *arguments]
     with open(folder / f"{name}.log", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         yield
     finally:

@@ -1,7 +1,10 @@
-"""What it costs to start a job of a sweep, by each way to run one: python benchmarks/sweeps.py [joblib,submitit_slurm].
+"""What it costs to start a job of a sweep, by each way to run one.
 
-Times sweeps of one and of more jobs that do next to nothing, an epoch on 600 images: the difference, shared by the jobs that it
-is for, is what each further one costs, two at a time but for the first way. SLURM is started for it, two nodes on this machine.
+python benchmarks/sweeps.py [joblib,submitit_slurm]
+
+Times sweeps of one and of more jobs that do next to nothing, an epoch on 600 images. The
+difference, divided by the number of further jobs, is what each costs, two at a time but for the
+first way. SLURM is started for it, two nodes on this machine.
 """
 
 import os
@@ -28,7 +31,15 @@ def seconds(way: str, jobs: int, environment: dict[str, str]) -> float:
     """Return what a sweep of so many jobs takes, from the start of its process to its end."""
     run = (*SUBSET, MINIMAL, "logger=none", "trainer.max_epochs=1", "model.hidden_dims=[8]")
     seeds = ",".join(map(str, range(jobs)))
-    command = [sys.executable, "-m", "vae_lightning.train", "--multirun", f"seed={seeds}", *run, *WAYS[way]]
+    command = [
+        sys.executable,
+        "-m",
+        "vae_lightning.train",
+        "--multirun",
+        f"seed={seeds}",
+        *run,
+        *WAYS[way],
+    ]
     with tempfile.TemporaryDirectory() as directory:
         started = time.perf_counter()
         subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True)
@@ -45,7 +56,9 @@ def main() -> None:
                 folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
                 environment |= running.enter_context(two_nodes(folder)).environment
             one, more = seconds(way, 1, environment), seconds(way, JOBS, environment)
-        print(f"{way:<16}{one:>8.1f} s{more:>8.1f} s{(more - one) / (JOBS - 1):>12.2f} s", flush=True)
+        print(
+            f"{way:<16}{one:>8.1f} s{more:>8.1f} s{(more - one) / (JOBS - 1):>12.2f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""End a run at each system call by which it writes, damage its checkpoints, and take its disk away; then resume it."""
+"""End a run at each system call that writes, damage its files, fill its disk; then resume it."""
 
 import contextlib
 import hashlib
@@ -18,12 +18,21 @@ import torch
 from faults import Calls, flipped, forked, points, truncated
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from runs import DATA, MINIMAL, SMALL, differences, run_of, signalled, train, trained
 
-from vae_lightning import MNISTDataModule, VAEModule
-from vae_lightning.checkpoints import is_verified, read
-from vae_lightning.configuration import ConfigurationError
-from vae_lightning.experiment import quieten_lightning
+from runs import (
+    MINIMAL,
+    SMALL,
+    differences,
+    digits,
+    run_of,
+    signalled,
+    small_module,
+    train,
+    trained,
+)
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs.checkpoints import is_verified, read
+from vae_lightning.training.trainer import quieten_lightning
 
 SHORT = (*SMALL, MINIMAL, "trainer.max_epochs=1", "callbacks.last.every_n_steps=3")
 """Four steps, and checkpoints after 0, 3 and 4 of them."""
@@ -57,16 +66,21 @@ def tell(what: str, came: str, fine: bool = True) -> None:
     print(f"{what:<66} {came}{'' if fine else '   FAILED'}", flush=True)
 
 
-# -- damage -----------------------------------------------------------------------------------------------------------
+# -- damage --------------------------------------------------------------------------------------
 
 
 def damaged_by_lightning(directory: Path) -> None:
     """Damage what Lightning writes by default, and count what Lightning loads."""
-    data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=80, val_size=80, seed=1)
-    module = VAEModule(latent_dim=2, hidden_dims=[16])
+    data = digits()
+    module = small_module(data)
     last = ModelCheckpoint(directory, save_last=True)
     quieten_lightning()
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "accelerator": "cpu",
+    }
     Trainer(max_epochs=1, callbacks=[last], **quiet).fit(module, data)  # type: ignore[arg-type]
     file = directory / "last.ckpt"
     content, draw, loaded = file.read_bytes(), random.Random(1), 0
@@ -75,7 +89,11 @@ def damaged_by_lightning(directory: Path) -> None:
         with contextlib.suppress(Exception):
             torch.load(file, weights_only=True)
             loaded += 1
-    tell("Lightning's defaults: one bit of a checkpoint flipped", f"{loaded} of {FLIPS} loaded without a word", loaded > 0)
+    tell(
+        "Lightning's defaults: one bit of a checkpoint flipped",
+        f"{loaded} of {FLIPS} loaded without a word",
+        loaded > 0,
+    )
 
 
 def damaged(run: Path) -> None:
@@ -83,7 +101,10 @@ def damaged(run: Path) -> None:
     original = run / "checkpoints" / "last.ckpt"
     content, draw = original.read_bytes(), random.Random(1)
     file = run / "checkpoints" / original.readlink()
-    for what, damage, times in (("one bit of it flipped", flipped, FLIPS), ("cut short", truncated, TRUNCATIONS)):
+    for what, damage, times in (
+        ("one bit of it flipped", flipped, FLIPS),
+        ("cut short", truncated, TRUNCATIONS),
+    ):
         detected = 0
         for _ in range(times):
             file.write_bytes(damage(content, draw))
@@ -95,15 +116,18 @@ def damaged(run: Path) -> None:
     file.write_bytes(content)
 
 
-# -- ends -------------------------------------------------------------------------------------------------------------
+# -- ends ----------------------------------------------------------------------------------------
 
 
 def killed_by_lightning(directory: Path) -> None:
-    """Kill Lightning while it moves a checkpoint to its place from a temporary folder on another file system."""
+    """Kill Lightning while it moves a checkpoint from a temporary folder on another file system."""
     elsewhere = Path("/dev/shm")
     directory.mkdir()
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == directory.stat().st_dev:
-        tell("Lightning's defaults: killed while a checkpoint is moved", "not tried: no second file system here")
+        tell(
+            "Lightning's defaults: killed while a checkpoint is moved",
+            "not tried: no second file system here",
+        )
         return
     file = directory / "last.ckpt"
 
@@ -117,8 +141,15 @@ def killed_by_lightning(directory: Path) -> None:
             return 0
 
         with patch.object(os, "sendfile", send if kill else original):
-            trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
-            trainer.strategy.checkpoint_io.save_checkpoint({"weights": torch.ones(1000, 1000)}, file)
+            trainer = Trainer(
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                accelerator="cpu",
+            )
+            trainer.strategy.checkpoint_io.save_checkpoint(
+                {"weights": torch.ones(1000, 1000)}, file
+            )
         return 0
 
     with tempfile.TemporaryDirectory(dir=elsewhere) as name:
@@ -129,7 +160,11 @@ def killed_by_lightning(directory: Path) -> None:
         came = "it was there still"
     except Exception:
         came = "the old one gone, the new one cut short"
-    tell("Lightning's defaults: killed while a checkpoint is moved", came, ended == [0, -9] and came.startswith("the old"))
+    tell(
+        "Lightning's defaults: killed while a checkpoint is moved",
+        came,
+        ended == [0, -9] and came.startswith("the old"),
+    )
 
 
 def killed(directory: Path, whole: Path, power: bool) -> None:
@@ -153,7 +188,9 @@ def killed(directory: Path, whole: Path, power: bool) -> None:
         place = directory / f"{position}_{when}_{power}"
         place.mkdir()
         ended = forked(partial(write, place, Calls(position, when, power)), directory / "output")
-        complete = ended == -9 and all(is_verified(file.resolve()) for file in place.rglob("*.ckpt") if file.is_symlink())
+        complete = ended == -9 and all(
+            is_verified(file.resolve()) for file in place.rglob("*.ckpt") if file.is_symlink()
+        )
         verified += complete
         begun = list(place.rglob(".hydra/config.yaml"))
         again += not begun
@@ -167,17 +204,27 @@ def killed(directory: Path, whole: Path, power: bool) -> None:
             outcomes[state] = not found
         same += outcomes[state]
         if not outcomes[state] or not complete:
-            print(f"{when} {called[position]}, call {position}: {complete=}, {found[:3]}", file=sys.stderr)
+            print(
+                f"{when} {called[position]}, call {position}: {complete=}, {found[:3]}",
+                file=sys.stderr,
+            )
         shutil.rmtree(place)
     what = "the power cut" if power else "killed"
     what = f"{what} {'' if power else 'before, '}in and after each of {len(called)} calls"
-    came = f"{len(ends)} ends, {verified} left all they had verified, {same} ended bitwise the same: "
-    came += f"each of {len(outcomes)} states was resumed ({again} ends: begun again, with no run yet)"
+    came = (
+        f"{len(ends)} ends, {verified} left all they had verified, {same} ended bitwise the same: "
+    )
+    came += (
+        f"each of {len(outcomes)} states was resumed ({again} ends: begun again, with no run yet)"
+    )
     tell(what, came, verified == same == len(ends))
 
 
 def _state(place: Path) -> frozenset[tuple[str, object]]:
-    """Return what of a run directory makes a difference to who resumes it: no times, which are in names, logs and settings."""
+    """Return what of a run directory matters to who resumes it.
+
+    Times don't, which are in names, logs and settings.
+    """
     state: set[tuple[str, object]] = set()
     for run in place.glob("outputs/train/*"):
         for file in run.rglob("*"):
@@ -189,11 +236,13 @@ def _state(place: Path) -> frozenset[tuple[str, object]]:
             elif file.suffix in (".ckpt", ".sha256"):
                 state.add((name, hashlib.sha256(file.read_bytes()).hexdigest()))
             else:
-                state.add((name, file.stat().st_size if "events" in name else file.stat().st_size > 0))
+                state.add(
+                    (name, file.stat().st_size if "events" in name else file.stat().st_size > 0)
+                )
     return frozenset(state)
 
 
-# -- disks ------------------------------------------------------------------------------------------------------------
+# -- disks ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -218,21 +267,28 @@ def full(directory: Path, whole: Path) -> None:
             tried += 1
             last = output.read_text().splitlines()[-1]
             told += ended == 1 and bool(
-                re.fullmatch(r"error: \S*outputs/train/\S+ can't be written: No space left on device", last)
+                re.fullmatch(
+                    r"error: \S*outputs/train/\S+ can't be written: No space left on device", last
+                )
             )
-            kept += all(is_verified(file.resolve()) for file in place.rglob("*.ckpt") if file.is_symlink())
+            kept += all(
+                is_verified(file.resolve()) for file in place.rglob("*.ckpt") if file.is_symlink()
+            )
             subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
             ended = forked(partial(train, place, f"resume={run_of(place)}"), output)
             found = differences(run_of(place), whole) if not ended else [f"the exit status {ended}"]
             same += not found
             if found:
                 print(f"{kilobytes} KB: {found[:3]}, {last}", file=sys.stderr)
-    came = f"{told} named path and cause, {kept} kept what they had, {same} ended bitwise the same with more room"
-    tell(f"{tried} full disks of 150 to {kilobytes - 50} KB", came, 0 < tried == told == kept == same)
+    came = f"{told} named path and cause, {kept} kept what they had, "
+    came += f"{same} ended bitwise the same with more room"
+    tell(
+        f"{tried} full disks of 150 to {kilobytes - 50} KB", came, 0 < tried == told == kept == same
+    )
 
 
 def read_only(directory: Path, whole: Path) -> None:
-    """Make a place read-only before a run, and a run's directories after it was stopped; then resume it."""
+    """Make a place read-only before a run, and a run's directories after a stop; then resume it."""
     place, output = directory / "read_only", directory / "read_only.txt"
     place.mkdir()
     with mounted(place, "-t", "tmpfs", "-o", "ro", "tmpfs"):
@@ -241,23 +297,46 @@ def read_only(directory: Path, whole: Path) -> None:
         forked(partial(train, place, *SHORT), output)
     run = run_of(place)
     for part in (run, run / "checkpoints"):
-        before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.suffix in (".ckpt", ".sha256")}
+        before = {
+            file: file.read_bytes()
+            for file in run.rglob("*")
+            if file.is_file() and file.suffix in (".ckpt", ".sha256")
+        }
         with mounted(part, "--bind", str(part)):
             subprocess.run(["mount", "-o", "remount,ro,bind", str(part)], check=True)
             _refuses(
-                f"a resume with a read-only {part.relative_to(run.parent).name}", place, output, part.name, f"resume={run}"
+                f"a resume with a read-only {part.relative_to(run.parent).name}",
+                place,
+                output,
+                part.name,
+                f"resume={run}",
             )
-        tell("  what it had", "is there still", all(file.read_bytes() == content for file, content in before.items()))
+        tell(
+            "  what it had",
+            "is there still",
+            all(file.read_bytes() == content for file, content in before.items()),
+        )
     ended = forked(partial(train, place, f"resume={run}"), output)
-    tell("  resumed when it could be written again", "bitwise the same", not ended and not differences(run, whole))
+    tell(
+        "  resumed when it could be written again",
+        "bitwise the same",
+        not ended and not differences(run, whole),
+    )
 
 
 def _refuses(what: str, place: Path, output: Path, named: str, *arguments: str) -> None:
     ended = forked(partial(train, place, *arguments), output)
     last = output.read_text().splitlines()[-1]
-    fine = ended == 1 and last.startswith("error: ") and named in last and "Read-only file system" in last
+    fine = (
+        ended == 1
+        and last.startswith("error: ")
+        and named in last
+        and "Read-only file system" in last
+    )
     tell(
-        what.replace(place.name, "place"), f"exit status {ended}: {last.split(str(place))[0]}…{last.rpartition(named)[2]}", fine
+        what.replace(place.name, "place"),
+        f"exit status {ended}: {last.split(str(place))[0]}…{last.rpartition(named)[2]}",
+        fine,
     )
 
 

@@ -1,7 +1,10 @@
-"""Twenty runs that start in one instant get twenty directories: ``python benchmarks/chaos/directories.py [--starts 20]``.
+"""Twenty runs that start in one instant get twenty directories.
 
-Real processes on the 600 digits of the tests, one batch through every part. Hydra's own default, a directory
-named after the second, shows first that starts which share one are seen. Exit status 1: runs shared one, or one failed.
+python benchmarks/chaos/directories.py [--starts 20]
+
+Real processes on the 600 digits of the tests, one batch through every part. Hydra's own default, a
+directory named after the second, shows first that starts which share one are seen. Exit status 1:
+runs shared one, or one failed.
 """
 
 import argparse
@@ -12,7 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
-OURS = ["-m", "vae_lightning.train", "data=mnist_subset", f"data.dir={DATA}", "trainer.fast_dev_run=true", "callbacks=minimal"]
+OURS = [
+    "-m",
+    "vae_lightning.train",
+    "data=mnist_subset",
+    f"data.dir={DATA}",
+    "trainer.fast_dev_run=true",
+    "callbacks=minimal",
+]
 DEFAULT = """
 import hydra
 @hydra.main(version_base="1.3", config_path=None)
@@ -23,10 +33,17 @@ main()
 
 
 def start(count: int, arguments: Sequence[str], runs: str, last: str) -> tuple[int, int, int]:
-    """Start processes at once; return how many succeeded, how many directories they made and how many of these are whole."""
+    """Start processes at once.
+
+    Returns:
+        How many succeeded, how many directories they made, and how many of these are whole.
+    """
     with tempfile.TemporaryDirectory() as directory:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        processes = [subprocess.Popen([sys.executable, *arguments], cwd=directory, **quiet) for _ in range(count)]
+        processes = [
+            subprocess.Popen([sys.executable, *arguments], cwd=directory, **quiet)
+            for _ in range(count)
+        ]
         succeeded = sum(process.wait() == 0 for process in processes)
         made = list(Path(directory).glob(runs))
         return succeeded, len(made), sum((run / last).exists() for run in made)

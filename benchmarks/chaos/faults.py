@@ -1,4 +1,4 @@
-"""What the campaigns do to a run: end it at a system call, as by SIGKILL or a power cut, and damage its files."""
+"""What the campaigns do to a run: end it at a system call, and damage its files."""
 
 import contextlib
 import os
@@ -13,14 +13,19 @@ from types import TracebackType
 from typing import Any, Literal
 from unittest.mock import patch
 
-# -- processes --------------------------------------------------------------------------------------------------------
+# -- processes -----------------------------------------------------------------------------------
 
 
 class Process:
     """A fork of this process, which has imported everything: it begins at once."""
 
     def __init__(self, action: Callable[[], int | str | None], output: Path) -> None:
-        """Run something whose result is the exit status, or an error's text; what it prints is added to a file."""
+        """Run something; what it prints is added to a file.
+
+        Args:
+            action: returns the exit status, or an error's text.
+            output: the file.
+        """
         self.output = output
         self.pid = os.fork()
         if not self.pid:
@@ -62,7 +67,7 @@ class Process:
 
 
 def fresh(directory: Path, *arguments: str) -> Callable[[], int]:
-    """Return what makes a process a new one, that runs ``train`` in a directory and imports everything itself."""
+    """Return what turns a process into a new one that runs ``train`` and imports everything."""
 
     def execute() -> int:
         os.chdir(directory)
@@ -78,22 +83,30 @@ def forked(action: Callable[[], int | str | None], output: Path) -> int:
     return status
 
 
-# -- system calls -----------------------------------------------------------------------------------------------------
+# -- system calls --------------------------------------------------------------------------------
 
 When = Literal["before", "in", "after"]
 
 
 class Calls:
-    """The system calls by which our code changes files: named, and at one of them the process ends, by SIGKILL.
+    """The system calls by which our code changes files: at one of them SIGKILL ends the process.
 
-    With ``power`` as by a power cut: what was written and not flushed is gone, and what was renamed and not flushed has its old
-    name.
+    With ``power`` a power cut does: what was written and not flushed is gone, and what was renamed
+    and not flushed has its old name.
     """
 
     NAMES = ("open", "write", "fsync", "close", "replace", "symlink", "unlink", "mkdir")
 
-    def __init__(self, end_at: int | None = None, when: When = "after", power: bool = False) -> None:
-        """Take the call's position from 0, and whether it is done before, by half (a ``write``), or not at all."""
+    def __init__(
+        self, end_at: int | None = None, when: When = "after", power: bool = False
+    ) -> None:
+        """Take where the process ends.
+
+        Args:
+            end_at: the call's position from 0; None: it doesn't end.
+            when: before the call, in it (half of a ``write`` is done) or after it.
+            power: whether by a power cut.
+        """
         self.end_at = end_at
         self.when = when
         self.power = power
@@ -110,7 +123,12 @@ class Calls:
             self._patches.enter_context(patch.object(os, name, self._calling(name)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Take it away."""
         self._patches.close()
 
@@ -143,7 +161,9 @@ class Calls:
         elif name == "fsync":
             flushed = self._names[arguments[0]]
             self._written.discard(flushed)
-            for _, _, old in (each for each in self._renamed if os.path.dirname(each[1]) == flushed and each[2]):
+            for _, _, old in (
+                each for each in self._renamed if os.path.dirname(each[1]) == flushed and each[2]
+            ):
                 self._originals["unlink"](old)
             self._renamed = [each for each in self._renamed if os.path.dirname(each[1]) != flushed]
         elif name == "replace":
@@ -177,13 +197,17 @@ def points(called: list[str]) -> Iterator[tuple[int, When]]:
         yield position, "after"
 
 
-# -- damage -----------------------------------------------------------------------------------------------------------
+# -- damage --------------------------------------------------------------------------------------
 
 
 def flipped(content: bytes, draw: random.Random) -> bytes:
     """Return a file's content with one bit of it flipped."""
     position = draw.randrange(len(content))
-    return content[:position] + bytes([content[position] ^ 1 << draw.randrange(8)]) + content[position + 1 :]
+    return (
+        content[:position]
+        + bytes([content[position] ^ 1 << draw.randrange(8)])
+        + content[position + 1 :]
+    )
 
 
 def truncated(content: bytes, draw: random.Random) -> bytes:
@@ -191,12 +215,14 @@ def truncated(content: bytes, draw: random.Random) -> bytes:
     return content[: draw.randrange(len(content))]
 
 
-# -- signals ----------------------------------------------------------------------------------------------------------
+# -- signals -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def called_at(owner: Any, name: str, number: int, action: Callable[[], None], after: bool = False) -> Iterator[None]:
-    """Meanwhile do something when a function is called for the n-th time, counted from 1, before or after what it does."""
+def called_at(
+    owner: Any, name: str, number: int, action: Callable[[], None], after: bool = False
+) -> Iterator[None]:
+    """Meanwhile do something at the n-th call of a function, from 1, before or after it."""
     original, calls = getattr(owner, name), 0
 
     def call(*arguments: Any, **others: Any) -> Any:

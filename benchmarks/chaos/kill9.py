@@ -1,4 +1,4 @@
-"""Kill runs at random moments, resume them until they end, and hold what comes of it against runs that weren't killed."""
+"""Kill runs at random moments, resume them until they end, and compare them with unkilled runs."""
 
 import argparse
 import itertools
@@ -13,15 +13,24 @@ from functools import partial
 from pathlib import Path
 
 from faults import Process, forked, fresh
+
 from runs import MINIMAL, SMALL, differences, fit_by_lightning, run_of, stretches, train, trained
 
 EVERY = 3
-LONG = (*SMALL, "trainer.max_epochs=8", "trainer.log_every_n_steps=1", f"callbacks.last.every_n_steps={EVERY}")
+LONG = (
+    *SMALL,
+    "trainer.max_epochs=8",
+    "trainer.log_every_n_steps=1",
+    f"callbacks.last.every_n_steps={EVERY}",
+)
 """32 steps, each of which is logged, and a checkpoint at each third one."""
 
 KINDS = {
     "scalars and checkpoints alone": (MINIMAL,),
-    "all callbacks": ("callbacks.reconstructions.every_n_epochs=3", "callbacks.prior_samples.every_n_epochs=4"),
+    "all callbacks": (
+        "callbacks.reconstructions.every_n_epochs=3",
+        "callbacks.prior_samples.every_n_epochs=4",
+    ),
     "accumulated gradients, validation in between": (
         MINIMAL,
         "trainer.accumulate_grad_batches=3",
@@ -37,14 +46,23 @@ def main() -> None:
     """Print the table; exit with 1 if a run was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--fresh", type=int, default=20, help="so many more of processes that import everything themselves")
+    parser.add_argument(
+        "--fresh",
+        type=int,
+        default=20,
+        help="so many more of processes that import everything themselves",
+    )
     parser.add_argument("--seed", type=int, default=1)
     settings = parser.parse_args()
     draw = random.Random(settings.seed)
     fine = lightning(draw)
-    shares = [settings.kills // len(KINDS) + (n < settings.kills % len(KINDS)) for n in range(len(KINDS))]
+    shares = [
+        settings.kills // len(KINDS) + (n < settings.kills % len(KINDS)) for n in range(len(KINDS))
+    ]
     for (name, typed), kills in zip(KINDS.items(), shares, strict=True):
-        fine &= campaign(name, (*LONG, *typed), kills, draw, lambda place, typed: partial(train, place, *typed))
+        fine &= campaign(
+            name, (*LONG, *typed), kills, draw, lambda place, typed: partial(train, place, *typed)
+        )
     longer = (*LONG, MINIMAL, "trainer.max_epochs=40")  # else the imports would take most of a life
     name = "scalars and checkpoints alone, from the start of Python"
     fine &= campaign(name, longer, settings.fresh, draw, lambda place, typed: fresh(place, *typed))
@@ -52,9 +70,9 @@ def main() -> None:
 
 
 def lightning(draw: random.Random) -> bool:
-    """Kill what Lightning trains by default, resume it by its newest checkpoint, and print how many end the same.
+    """Kill what Lightning trains by default, and resume it by its newest checkpoint.
 
-    The images come by a ``DataLoader`` that shuffles.
+    The images come by a ``DataLoader`` that shuffles. Prints how many end the same.
     """
     same = killed = 0
     with tempfile.TemporaryDirectory() as directory:
@@ -71,9 +89,8 @@ def lightning(draw: random.Random) -> bool:
                 killed += 1
                 forked(partial(_fit_by_lightning, place), place / "output")
             same += (place / "weights").read_bytes() == (places[0] / "weights").read_bytes()
-    print(
-        f"{'Lightning’s defaults, a shuffling loader':<66} {killed} kills of 5 runs: {same} ended bitwise the same", flush=True
-    )
+    came = f"{killed} kills of 5 runs: {same} ended bitwise the same"
+    print(f"{'Lightning’s defaults, a shuffling loader':<66} {came}", flush=True)
     return same < len(places) - 1
 
 
@@ -84,8 +101,10 @@ def _fit_by_lightning(place: Path) -> int:
     return 0
 
 
-def campaign(name: str, typed: Sequence[str], kills: int, draw: random.Random, begin: Begin) -> bool:
-    """Kill runs of a kind so many times, and print a row; return whether all ended as they should have."""
+def campaign(
+    name: str, typed: Sequence[str], kills: int, draw: random.Random, begin: Begin
+) -> bool:
+    """Kill runs of a kind so many times, and print a row; return whether all ended right."""
     with tempfile.TemporaryDirectory() as directory:
         whole = trained(Path(directory, "whole"), *typed)
         began = time.perf_counter()
@@ -113,13 +132,19 @@ def campaign(name: str, typed: Sequence[str], kills: int, draw: random.Random, b
                         place.mkdir()
                     else:
                         resumed += 1
-            found = differences(run_of(place), whole) if ended == 0 else [f"the exit status {ended}"]
+            found = (
+                differences(run_of(place), whole) if ended == 0 else [f"the exit status {ended}"]
+            )
             same += not found
             if found:
-                print(f"{name}, run {runs}: {found[:3]}; {output.read_text()[-300:]}", file=sys.stderr)
+                print(
+                    f"{name}, run {runs}: {found[:3]}; {output.read_text()[-300:]}", file=sys.stderr
+                )
                 continue
             logged = stretches(run_of(place))
-            lost = max([lost, *(before[1] - after[0] for before, after in itertools.pairwise(logged))])
+            lost = max(
+                [lost, *(before[1] - after[0] for before, after in itertools.pairwise(logged))]
+            )
     came = f"{done} kills of {runs} runs: {resumed} resumed, {again} begun again, with no run yet; "
     came += f"{same} runs ended bitwise the same; {lost} of {EVERY} steps lost at most"
     print(f"{name:<66} {came}", flush=True)

@@ -1,4 +1,4 @@
-"""Let a loss, a gradient or a weight become infinite or no number after each step of a run, mend it, and resume."""
+"""Let a loss, a gradient or a weight become infinite or nan at each step, mend it, and resume."""
 
 import sys
 import tempfile
@@ -9,18 +9,30 @@ from pathlib import Path
 from faults import forked
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from runs import DATA, MINIMAL, SMALL, differences, finite, names_what_is_not_finite, run_of, spoilt, train, trained
 
-from vae_lightning import MNISTDataModule, VAEModule
-from vae_lightning.checkpoints import newest_whole
-from vae_lightning.experiment import quieten_lightning
+from runs import (
+    MINIMAL,
+    SMALL,
+    differences,
+    digits,
+    finite,
+    names_what_is_not_finite,
+    run_of,
+    small_module,
+    spoilt,
+    train,
+    trained,
+)
+from vae_lightning import VAEModule
+from vae_lightning.runs.checkpoints import newest_whole
+from vae_lightning.training.trainer import quieten_lightning
 
 TYPED = (*SMALL, MINIMAL, "trainer.log_every_n_steps=3", "callbacks.last.every_n_steps=2")
 STEPS = 8
 
 
 def main() -> None:
-    """Print the table; exit with 1 if a run went on with it, saved it, or didn't end the same when it was mended."""
+    """Print the table; exit with 1 if a run went on with it, saved it, or didn't end the same."""
     failed = lightning()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -29,12 +41,19 @@ def main() -> None:
             for value in (float("nan"), float("inf")):
                 counts = Counter[str]()
                 for step in range(1, STEPS + 1):
-                    counts += Counter(_spoil(directory / f"{quantity}_{value}_{step}", quantity, value, step, whole))
-                came = f"in each of {STEPS} steps: {counts['told']} named step and quantity, {counts['clean']} saved none, "
-                came += f"{counts['again']} met it again when resumed, {counts['same']} ended bitwise the same without it"
+                    counts += Counter(
+                        _spoil(
+                            directory / f"{quantity}_{value}_{step}", quantity, value, step, whole
+                        )
+                    )
+                came = f"in each of {STEPS} steps: {counts['told']} named step and quantity, "
+                came += f"{counts['clean']} saved none, {counts['again']} met it again when "
+                came += f"resumed, {counts['same']} ended bitwise the same without it"
                 fine = all(counts[name] == STEPS for name in ("told", "clean", "again", "same"))
                 failed |= not fine
-                print(f"{f'{quantity}: {value}':<40} {came}{'' if fine else '   FAILED'}", flush=True)
+                print(
+                    f"{f'{quantity}: {value}':<40} {came}{'' if fine else '   FAILED'}", flush=True
+                )
     sys.exit(failed)
 
 
@@ -52,27 +71,40 @@ def _spoil(place: Path, quantity: str, value: float, step: int, whole: Path) -> 
     run = run_of(place)
     clean = all(finite(file) for file in run.rglob("*.ckpt"))
     again = newest_whole(run, -1)[0] < step and forked(partial(spoil, f"resume={run}"), output) == 1
-    same = not forked(partial(train, place, f"resume={run}"), output) and not differences(run, whole)
+    same = not forked(partial(train, place, f"resume={run}"), output) and not differences(
+        run, whole
+    )
     return {"told": told, "clean": clean, "again": again, "same": same}
 
 
 def lightning() -> bool:
-    """Spoil a loss in what Lightning trains by default; return whether it ended with an error or without such a checkpoint."""
+    """Spoil a loss in what Lightning trains by default.
+
+    Returns:
+        Whether it ended with an error, or without a checkpoint that holds the value.
+    """
 
     def fit() -> int:
         quieten_lightning()
-        data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=80, val_size=80, seed=1)
+        data = digits()
         keep = ModelCheckpoint(Path(directory))
-        trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[keep])
-        VAEModule.refuse_what_is_not_finite = VAEModule._publish = lambda *_: None  # type: ignore[method-assign]
+        trainer = Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            callbacks=[keep],
+        )
+        VAEModule.check_finite = VAEModule._publish = lambda *_: None  # type: ignore[method-assign]
         with spoilt("loss", float("nan"), 3):
-            trainer.fit(VAEModule(latent_dim=2, hidden_dims=[16]), data)
+            trainer.fit(small_module(data), data)
         return 0
 
     with tempfile.TemporaryDirectory() as directory:
         ended = forked(fit, Path(directory, "output"))
         spoilt_files = [file for file in Path(directory).rglob("*.ckpt") if not finite(file)]
-    print(f"{'Lightning’s defaults: loss: nan':<40} exit status {ended}, {len(spoilt_files)} checkpoint with it", flush=True)
+    came = f"exit status {ended}, {len(spoilt_files)} checkpoint with it"
+    print(f"{'Lightning’s defaults: loss: nan':<40} {came}", flush=True)
     return ended != 0 or not spoilt_files
 
 

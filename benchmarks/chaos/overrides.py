@@ -1,12 +1,14 @@
-"""Generated overrides are trained with as typed, or refused: ``python benchmarks/chaos/overrides.py``.
+"""Generated overrides are trained with as typed, or refused.
 
 python benchmarks/chaos/overrides.py [--examples 500] [--subprocesses 30] [--seed N]
 
-Each example is one override of a key of the configuration, right or wrong, run by the real command on the 600 digits of the
-tests. What is right is said here independently of the parts' own checks: by a reading of the constructors' type hints, and by
-``RULES`` for what a type can't say. An example fails if a wrong value trains, if a right one is refused or arrives as another
-one, if a refusal takes more than five lines, doesn't name the key, leaves a file behind or ends with exit code 0, or if
-anything else than these two happens. The examples are the same each time, but with ``--seed``. Exit status 1: one failed.
+Each example is one override of a key of the configuration, right or wrong, run by the real command
+on the 600 digits of the tests. What is right is said here independently of the parts' own checks:
+by a reading of the constructors' type hints, and by ``RULES`` for what a type can't say. An example
+fails if a wrong value trains, if a right one is refused or arrives as another one, if a refusal
+takes more than five lines, doesn't name the key, leaves a file behind or ends with exit code 0, or
+if anything else than these two happens. The examples are the same each time, but with ``--seed``.
+Exit status 1: one failed.
 """
 
 import argparse
@@ -34,10 +36,12 @@ from hypothesis import strategies as st
 from lightning import Trainer
 from omegaconf import OmegaConf
 
-from vae_lightning import MNISTDataModule, VAEModule, experiment, train
-from vae_lightning.configuration import CONFIGS
-from vae_lightning.data import Seed
-from vae_lightning.data.sources import DATASETS
+from vae_lightning import VAE, MNISTDataModule, train
+from vae_lightning.configuration.composing import CONFIGS
+from vae_lightning.data.batches import Seed
+from vae_lightning.data.catalogue import DATASETS
+from vae_lightning.training import experiment
+from vae_lightning.training.optimizers import Optimization
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 BASE = [
@@ -55,7 +59,7 @@ BASE = [
 ]
 """Four steps on the CPU: what every example is laid over."""
 
-# -- what is typed ----------------------------------------------------------------------------------------------------
+# -- what is typed -------------------------------------------------------------------------------
 
 Meaning = Literal["right", "wrong", "diverging"]
 
@@ -74,14 +78,41 @@ class Override:
 
 
 class Nonsense:
-    """A value that no key takes: Hydra itself refuses the text, or what it refers to isn't there."""
+    """A value that no key takes: Hydra refuses the text, or what it refers to isn't there."""
 
 
 SHARED = {
-    **{text: int(text) for text in ("0", "1", "2", "3", "-1", "-2", "-7", "4294967295", "4294967296", "18446744073709551616")},
+    **{
+        text: int(text)
+        for text in (
+            "0",
+            "1",
+            "2",
+            "3",
+            "-1",
+            "-2",
+            "-7",
+            "4294967295",
+            "4294967296",
+            "18446744073709551616",
+        )
+    },
     **{
         text: float(text)
-        for text in ("0.5", "1.0", "1.5", "-0.5", "-1.0", "1e-3", "1e3", "nan", "inf", "-inf", "1e400", "-0.0")
+        for text in (
+            "0.5",
+            "1.0",
+            "1.5",
+            "-0.5",
+            "-1.0",
+            "1e-3",
+            "1e3",
+            "nan",
+            "inf",
+            "-inf",
+            "1e400",
+            "-0.0",
+        )
     },
     "1000000000": 10**9,
     "1000000000000": 10**12,
@@ -145,7 +176,9 @@ def own(kind: Any) -> st.SearchStrategy[tuple[str, Any]]:
     if origin is typing.Annotated:
         return own(arguments[0])
     if origin is Literal:
-        return st.sampled_from([(str(each) if isinstance(each, int) else f"'{each}'", each) for each in arguments])
+        return st.sampled_from(
+            [(str(each) if isinstance(each, int) else f"'{each}'", each) for each in arguments]
+        )
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*(own(each) for each in arguments))
     if kind is bool:
@@ -167,13 +200,20 @@ def kinds() -> dict[str, Any]:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train")
     found = {"seed": Seed}
-    groups = {"model": VAEModule, "data": MNISTDataModule, "trainer": Trainer}
-    groups |= {f"callbacks.{name}": hydra.utils.get_class(part._target_) for name, part in config.callbacks.items()}
+    groups = {"model": VAE, "optimizer": Optimization, "data": MNISTDataModule, "trainer": Trainer}
+    groups |= {
+        f"callbacks.{name}": hydra.utils.get_class(part._target_)
+        for name, part in config.callbacks.items()
+    }
     for group, constructor in groups.items():
         if group in ("callbacks.best", "callbacks.last"):  # their values are paths and names
             continue
         hints = typing.get_type_hints(constructor.__init__, include_extras=True)
-        found |= {f"{group}.{key}": hints[key] for key in OmegaConf.select(config, group) if key != "_target_"}
+        found |= {
+            f"{group}.{key}": hints[key]
+            for key in OmegaConf.select(config, group)
+            if key != "_target_"
+        }
     return found
 
 
@@ -195,7 +235,7 @@ AVOIDED = [
 """What would compile for a minute, download, or start other processes by this one's line."""
 
 
-# -- what is right ----------------------------------------------------------------------------------------------------
+# -- what is right -------------------------------------------------------------------------------
 
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -204,10 +244,10 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "model.hidden_dims": lambda value: max(value, default=0) < 10**8,
     "model.num_samples": lambda value: value < 10**8,
     "model.num_classes": lambda value: value in (0, 10),
-    "model.kl_schedule": lambda value: value == "constant",  # the others ask for kl_schedule_steps
-    "model.optimizer_options": lambda value: str(value) in ADAM_OPTIONS,
-    "model.schedule_options": lambda value: not value,  # they are those of another schedule
-    "model.schedule_passes": bool,
+    "model.kl_schedule": lambda value: value == "constant",  # the others need kl_schedule_steps
+    "optimizer.options": lambda value: str(value) in ADAM_OPTIONS,
+    "optimizer.schedule_options": lambda value: not value,  # they are those of another schedule
+    "optimizer.schedule_passes": bool,
     "data.dir": lambda value: False,  # the digits lie elsewhere
     "data.val_size": lambda value: value < 400,
     "data.validate_on_test": lambda value: value is False,  # 80 images are held out
@@ -224,6 +264,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "trainer.fast_dev_run": lambda value: value >= 0,
     "trainer.log_every_n_steps": lambda value: value is not None and value >= 0,
     "trainer.check_val_every_n_epoch": lambda value: value is not None and value > 0,
+    "trainer.val_check_interval": lambda value: is_interval(value, 4),
     "trainer.accumulate_grad_batches": lambda value: value > 0,
     "trainer.gradient_clip_val": lambda value: value is None or value >= 0,
     "trainer.num_sanity_val_steps": lambda value: value is not None and value >= -1,
@@ -231,14 +272,32 @@ RULES: dict[str, Callable[[Any], bool]] = {
 """What a type hint can't say: of values that it admits, those that are right over ``BASE``."""
 
 ADAM_OPTIONS = ["None", "{}", "{'eps': 0.0001}", "{'betas': [0.9, 0.99]}", "{'amsgrad': True}"]
-PRECISIONS = ("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "bf16", "bf16-true", "16-true")
+PRECISIONS = (
+    "32-true",
+    "32",
+    32,
+    "64-true",
+    "64",
+    64,
+    "bf16-mixed",
+    "bf16",
+    "bf16-true",
+    "16-true",
+)
 
 
 def is_share(value: Any, batches: int) -> bool:
-    """Say whether a value is a number of batches, or a part of so many that is at least one of them."""
+    """Say whether a value is a number of batches, or a part of so many that holds at least one."""
     if value is None or isinstance(value, int):
         return value is not None and value >= 0
     return value == 0 or (0 < value <= 1 and int(value * batches) >= 1)
+
+
+def is_interval(value: Any, batches: int) -> bool:
+    """Say whether a value is a number of batches that there are, or a part of them."""
+    if isinstance(value, float):
+        return 0 < value <= 1
+    return isinstance(value, int) and 0 < value <= batches
 
 
 def whole_numbers(value: Any) -> Iterator[int]:
@@ -251,10 +310,15 @@ def whole_numbers(value: Any) -> Iterator[int]:
 
 
 def admits(kind: Any, value: Any) -> bool:
-    """Say whether a type hint admits a value: no bool is a number, no number is a string, no float is an int or not finite."""
+    """Say whether a type hint admits a value.
+
+    A bool isn't a number, a number isn't a string, a float is neither an int nor infinite.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return admits(arguments[0], value) and all(fits(bound, value) for each in arguments[1:] for bound in bounds(each))
+        return admits(arguments[0], value) and all(
+            fits(bound, value) for each in arguments[1:] for bound in bounds(each)
+        )
     if origin in (typing.Union, types.UnionType):
         return any(admits(each, value) for each in arguments)
     if origin is Literal:
@@ -264,7 +328,9 @@ def admits(kind: Any, value: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
     return value is None if kind is types.NoneType else type(value) is kind
 
 
@@ -282,7 +348,11 @@ def fits(bound: Any, value: Any) -> bool:
         "le": lambda limit: value <= limit,
         "min_length": lambda limit: len(value) >= limit,
     }
-    return all(check(getattr(bound, name)) for name, check in checks.items() if getattr(bound, name, None) is not None)
+    return all(
+        check(getattr(bound, name))
+        for name, check in checks.items()
+        if getattr(bound, name, None) is not None
+    )
 
 
 def meaning(override: Override) -> Meaning:
@@ -292,21 +362,31 @@ def meaning(override: Override) -> Meaning:
         return "wrong"  # past 2^53 nothing counts
     if not admits(kinds()[key], value) or not RULES.get(key, lambda _: True)(value):
         return "wrong"
-    if key == "trainer.precision" and value == "16-true":  # its largest number is 65,504: a loss over pixels soon reaches it
+    # The largest number of 16-true is 65,504: a loss over pixels soon reaches it.
+    if key == "trainer.precision" and value == "16-true":
         return "diverging"
-    return "diverging" if key in DIVERGING and value is not None and value > DIVERGING[key] else "right"
+    return (
+        "diverging"
+        if key in DIVERGING and value is not None and value > DIVERGING[key]
+        else "right"
+    )
 
 
-DIVERGING = {"model.learning_rate": 0.1, "model.weight_decay": 0.1, "model.initial_scale": 1, "model.kl_weight": 10}
-"""Above these the loss may grow past all bounds, which is told when it has."""
+DIVERGING = {
+    "optimizer.learning_rate": 0.1,
+    "optimizer.weight_decay": 0.1,
+    "model.initial_scale": 1,
+    "model.kl_weight": 10,
+}
+"""Above these the loss may grow past all bounds, which is an error when it has."""
 
 
-# -- what happens -----------------------------------------------------------------------------------------------------
+# -- what happens --------------------------------------------------------------------------------
 
 
 @dataclass
 class Outcome:
-    """What came of an example: ``trained`` with the value that the part received, or ``refused`` with a message."""
+    """What came of an example: ``trained`` with what the part received, or ``refused`` and why."""
 
     kind: Literal["trained", "refused", "crashed"]
     message: str = ""
@@ -321,7 +401,9 @@ def line_of(override: Override) -> list[str]:
     callback = override.key.split(".")[1] if override.key.startswith("callbacks.") else None
     if callback:
         others = [
-            path.stem for path in (CONFIGS / "callbacks").glob("*.yaml") if path.stem not in ("default", "minimal", callback)
+            path.stem
+            for path in (CONFIGS / "callbacks").glob("*.yaml")
+            if path.stem not in ("default", "minimal", callback)
         ]
         return [*BASE, *(f"~callbacks.{name}" for name in others), str(override)]
     return [*BASE, "callbacks=minimal", str(override)]
@@ -352,7 +434,9 @@ def run_here(override: Override) -> Outcome:
             train.main()
             outcome.received = received(override.key, built[-1])
         except SystemExit as stop:
-            outcome = Outcome("refused" if stop.code else "crashed", errors.getvalue() + str(stop.code))
+            outcome = Outcome(
+                "refused" if stop.code else "crashed", errors.getvalue() + str(stop.code)
+            )
             outcome.left = sorted(os.listdir()) if not built else []
         except BaseException as error:
             outcome = Outcome("crashed", f"{type(error).__name__}: {error}")
@@ -371,8 +455,12 @@ def run_apart(override: Override) -> Outcome:
     if done.returncode == 0:
         return Outcome("trained", received=override.value, seconds=seconds)
     if done.returncode != 1 or "Traceback" in done.stderr:
-        return Outcome("crashed", f"exit status {done.returncode}: {done.stderr[-300:]}", seconds=seconds)
-    return Outcome("refused", done.stderr.strip(), left=[] if "steps" in done.stderr else left, seconds=seconds)
+        return Outcome(
+            "crashed", f"exit status {done.returncode}: {done.stderr[-300:]}", seconds=seconds
+        )
+    return Outcome(
+        "refused", done.stderr.strip(), left=[] if "steps" in done.stderr else left, seconds=seconds
+    )
 
 
 def received(key: str, parts: experiment.Experiment) -> Any:
@@ -380,10 +468,13 @@ def received(key: str, parts: experiment.Experiment) -> Any:
     group, _, name = key.rpartition(".")
     if key == "seed":
         return parts.seed
-    if group == "model":
-        return parts.module.hparams[name]
-    if group == "data":
-        return parts.data.hparams[name]
+    settings = {
+        "model": parts.module.model.settings,
+        "optimizer": parts.module.optimization.settings,
+        "data": parts.data.settings | {"dir": str(parts.data.folder)},
+    }
+    if group in settings:
+        return settings[group][name]
     saved: Any = OmegaConf.load(parts.directory / ".hydra" / "config.yaml")
     if group.startswith("callbacks."):
         described = OmegaConf.to_container(OmegaConf.select(saved, group), resolve=True)
@@ -406,7 +497,11 @@ def fault(override: Override, outcome: Outcome) -> str | None:
     if outcome.kind == "trained":
         if expected == "wrong":
             return "trained with a wrong value"
-        return None if is_same(outcome.received, override.value) else f"received as {outcome.received!r}"
+        return (
+            None
+            if is_same(outcome.received, override.value)
+            else f"received as {outcome.received!r}"
+        )
     if expected == "right":
         return f"a right value was refused: {outcome.message[:160]}"
     if len(outcome.message.splitlines()) > 5:
@@ -419,10 +514,10 @@ def fault(override: Override, outcome: Outcome) -> str | None:
 
 
 SECONDS = 3
-"""What a refusal may take, the imports left out: of the processor's time, so that a busy machine makes no fault."""
+"""What a refusal may take of the processor, without the imports; a busy machine makes no fault."""
 
 
-# -- the campaign -----------------------------------------------------------------------------------------------------
+# -- the campaign --------------------------------------------------------------------------------
 
 
 def examples(count: int, drawn_by: int | None = None) -> list[Override]:
@@ -449,14 +544,30 @@ def examples(count: int, drawn_by: int | None = None) -> list[Override]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign, print each fault and a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--examples", type=int, default=500, help="how many are run in this process")
-    parser.add_argument("--subprocesses", type=int, default=30, help="how many of them in a process of their own as well")
-    parser.add_argument("--seed", type=int, help="draw anew; by default the examples are the same each time")
+    parser.add_argument(
+        "--examples", type=int, default=500, help="how many are run in this process"
+    )
+    parser.add_argument(
+        "--subprocesses",
+        type=int,
+        default=30,
+        help="how many of them in a process of their own as well",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="draw anew; by default the examples are the same each time"
+    )
     options = parser.parse_args(arguments)
     drawn = examples(options.examples, options.seed)
-    apart = drawn[:: max(1, len(drawn) // options.subprocesses)][: options.subprocesses] if options.subprocesses else []
+    apart = (
+        drawn[:: max(1, len(drawn) // options.subprocesses)][: options.subprocesses]
+        if options.subprocesses
+        else []
+    )
     faults, rows = 0, []
-    for name, run, chosen in (("in one process", run_here, drawn), ("as processes", run_apart, apart)):
+    for name, run, chosen in (
+        ("in one process", run_here, drawn),
+        ("as processes", run_apart, apart),
+    ):
         counts, slowest = collections.Counter[str](), 0.0
         for override in chosen:
             outcome = run(override)
@@ -467,7 +578,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 faults += 1
                 counts["faults"] += 1
                 print(f"{override}: {problem}", flush=True)
-        rows.append((name, len(chosen), counts["trained"], counts["refused"], counts["faults"], f"{slowest:.1f} s"))
+        rows.append(
+            (
+                name,
+                len(chosen),
+                counts["trained"],
+                counts["refused"],
+                counts["faults"],
+                f"{slowest:.1f} s",
+            )
+        )
     layout = "{:<16}{:>10}{:>10}{:>10}{:>10}{:>18}"
     print(layout.format("", "examples", "trained", "refused", "faults", "slowest refusal"))
     for row in rows:

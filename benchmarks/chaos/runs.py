@@ -1,4 +1,4 @@
-"""What the campaigns share: small runs of the real command, stopped and resumed, and how two of them differ."""
+"""What the campaigns share: small runs of the real command, resumed, and how two of them differ."""
 
 import contextlib
 import importlib
@@ -22,10 +22,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from torch.utils.data import DataLoader
 
-from vae_lightning import MNISTDataModule, VAEModule
-from vae_lightning.callbacks import LastCheckpoint
-from vae_lightning.data import Batch
-from vae_lightning.experiment import quieten_lightning
+from vae_lightning import VAE, MNISTDataModule, VAEModule
+from vae_lightning.models.base import Batch, Noise
+from vae_lightning.training.callbacks.checkpoints import LastCheckpoint
+from vae_lightning.training.trainer import quieten_lightning
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 SUBSET = ("data=mnist_subset", f"data.dir={DATA}")
@@ -46,9 +46,17 @@ VARIATIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "all callbacks": ((), 8),
     "validation in the middle of an epoch": ((MINIMAL, "trainer.val_check_interval=2"), 8),
     "max_steps": ((MINIMAL, "trainer.max_steps=7"), 7),
-    "accumulated gradients": ((MINIMAL, "trainer.accumulate_grad_batches=3", "data.batch_size=40"), 6),
+    "accumulated gradients": (
+        (MINIMAL, "trainer.accumulate_grad_batches=3", "data.batch_size=40"),
+        6,
+    ),
     "validation between accumulated gradients": (
-        (MINIMAL, "trainer.accumulate_grad_batches=3", "data.batch_size=40", "trainer.val_check_interval=4"),
+        (
+            MINIMAL,
+            "trainer.accumulate_grad_batches=3",
+            "data.batch_size=40",
+            "trainer.val_check_interval=4",
+        ),
         6,
     ),
     "stochastic binarisation, KL warm-up, one-cycle": (
@@ -57,7 +65,7 @@ VARIATIONS: dict[str, tuple[tuple[str, ...], int]] = {
             "data.binarization=stochastic",
             "model.kl_schedule=linear",
             "model.kl_schedule_steps=6",
-            "model.schedule=one_cycle",
+            "optimizer.schedule=one_cycle",
         ),
         8,
     ),
@@ -81,30 +89,47 @@ def train(directory: Path, *arguments: str) -> int | str | None:
 
 
 def trained(directory: Path, *arguments: str) -> Path:
-    """Train in this process, which has imported everything after it, without a word; return the run directory."""
+    """Train in this process, without output, which imports everything; return the run directory."""
     with contextlib.redirect_stdout(io.StringIO()):
         train(directory, *arguments)
     return run_of(directory)
 
 
+def digits(batch_size: int = 80) -> MNISTDataModule:
+    """Return the 600 digits, not read yet."""
+    return MNISTDataModule(
+        name="mnist_subset", dir=str(DATA), batch_size=batch_size, val_size=80, seed=1
+    )
+
+
+def small_module(data: MNISTDataModule) -> VAEModule:
+    """Return a module with the model of ``SMALL``, for training without this project's command."""
+    return VAEModule(VAE(data.spec, latent_dim=2, hidden_dims=[16]))
+
+
 def fit_by_lightning(checkpoint: Path | None, **settings: Any) -> list[torch.Tensor]:
-    """Train as people do without this project, by a ``DataLoader`` that shuffles; return the weights.
+    """Train as people do without this project, by a shuffling ``DataLoader``; return the weights.
 
     Args:
         checkpoint: what is resumed from, if anything is.
         **settings: of Lightning's ``Trainer``.
     """
     quieten_lightning()
-    data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=1, val_size=80, seed=1)
+    data = digits(batch_size=1)
     data.prepare_data()
     data.setup()
     images = [tuple(each[0] for each in batch[:3]) for batch in data.train_dataloader()]
     seed_everything(1, verbose=False)
-    module = VAEModule(latent_dim=2, hidden_dims=[16])
-    trainer = Trainer(**{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, **settings})
+    module = small_module(data)
+    trainer = Trainer(
+        **{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, **settings}
+    )
     with warnings.catch_warnings(action="ignore"):
         loader = DataLoader(
-            images, 80, shuffle=True, collate_fn=lambda parts: Batch(*map(torch.stack, zip(*parts, strict=True)))
+            images,
+            80,
+            shuffle=True,
+            collate_fn=lambda parts: Batch(*map(torch.stack, zip(*parts, strict=True))),
         )
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return [weight.detach() for weight in module.parameters()]
@@ -118,7 +143,7 @@ def run_of(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def signalled(steps: list[int], number: int = signal.SIGTERM) -> Iterator[None]:
-    """Meanwhile send this process a signal after each of some optimiser steps, which are taken off the list."""
+    """Meanwhile send this process a signal after each of some steps, which leave the list."""
     inherited = LastCheckpoint.on_train_batch_end
 
     def on_train_batch_end(self: LastCheckpoint, trainer: Any, *rest: Any) -> None:
@@ -133,12 +158,22 @@ def signalled(steps: list[int], number: int = signal.SIGTERM) -> Iterator[None]:
 
 @contextlib.contextmanager
 def spoilt(quantity: str, value: float, step: int) -> Iterator[None]:
-    """Meanwhile put a value in place of the loss, a gradient or a weight of an optimiser step, counted from 1."""
-    objective_of, began, stepped = VAEModule.objective, VAEModule.training_step, VAEModule.on_before_optimizer_step
+    """Meanwhile put a value in place of a step's loss, a gradient or a weight.
 
-    def objective(self: VAEModule, *arguments: Any) -> tuple[torch.Tensor, ...]:
-        found, *terms = objective_of(self, *arguments)
-        return found * value if quantity == "loss" and self.global_step == step - 1 else found, *terms
+    Args:
+        quantity: which of them.
+        value: the value.
+        step: the optimiser step, counted from 1.
+    """
+    loss_of, began, stepped = (
+        VAE.loss,
+        VAEModule.training_step,
+        VAEModule.on_before_optimizer_step,
+    )
+
+    def loss(self: VAE, batch: Batch, noise: Noise, at: int) -> Any:
+        found, terms = loss_of(self, batch, noise, at)
+        return found * value if quantity == "loss" and at == step - 1 else found, terms
 
     def training_step(self: VAEModule, *batch: Any) -> torch.Tensor:
         if quantity == "weight" and self.global_step == step - 1:
@@ -154,7 +189,7 @@ def spoilt(quantity: str, value: float, step: int) -> Iterator[None]:
         stepped(self, *others)
 
     with (
-        patch.object(VAEModule, "objective", objective),
+        patch.object(VAE, "loss", loss),
         patch.object(VAEModule, "training_step", training_step),
         patch.object(VAEModule, "on_before_optimizer_step", on_before_optimizer_step),
     ):
@@ -162,7 +197,7 @@ def spoilt(quantity: str, value: float, step: int) -> Iterator[None]:
 
 
 def names_what_is_not_finite(error: str, step: int) -> bool:
-    """Return whether an error names a quantity and the step that it was spoilt in, or the next, whose loss shows it first."""
+    """Return whether an error names a quantity and its step, or the next, whose loss shows it."""
     found = re.search(r"error: \S.* is (?:nan|-?inf|not finite) (?:at|after) step (\d+)", error)
     return found is not None and int(found[1]) in (step, step + 1)
 
@@ -170,11 +205,13 @@ def names_what_is_not_finite(error: str, step: int) -> bool:
 def finite(file: Path) -> bool:
     """Return whether all numbers of a checkpoint are."""
     content = (value for _, value in _flat(torch.load(file, map_location="cpu", weights_only=True)))
-    return all(bool(torch.isfinite(value).all()) for value in content if isinstance(value, torch.Tensor))
+    return all(
+        bool(torch.isfinite(value).all()) for value in content if isinstance(value, torch.Tensor)
+    )
 
 
 def stopped_and_resumed(directory: Path, arguments: Sequence[str], *steps: int) -> Path:
-    """Stop a run by SIGTERM after each of some steps, and resume it each time; return its run directory.
+    """Stop a run by SIGTERM after each of some steps and resume it; return its run directory.
 
     Raises:
         RuntimeError: it ended with another exit status than 143, or than 0 at the end.
@@ -191,7 +228,10 @@ def stopped_and_resumed(directory: Path, arguments: Sequence[str], *steps: int) 
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    """Return what isn't the same, bit by bit, in two run directories: checkpoints, dashboards, pictures, test figures."""
+    """Return what differs in a bit in two run directories.
+
+    Checkpoints, dashboards, pictures and test figures are compared.
+    """
     found = []
     for name in ("last.ckpt", "best.ckpt"):
         files = [each / "checkpoints" / name for each in (run, reference)]
@@ -200,16 +240,28 @@ def differences(run: Path, reference: Path) -> list[str]:
         elif files[0].is_symlink():
             if files[0].readlink() != files[1].readlink():
                 found.append(f"{name} is {files[0].readlink()} and {files[1].readlink()}")
-            ours, theirs = (dict(_flat(torch.load(file, map_location="cpu", weights_only=True))) for file in files)
-            found += [f"{name}{place}" for place in sorted(ours.keys() | theirs.keys()) if not _same(place, ours, theirs)]
+            ours, theirs = (
+                dict(_flat(torch.load(file, map_location="cpu", weights_only=True)))
+                for file in files
+            )
+            found += [
+                f"{name}{place}"
+                for place in sorted(ours.keys() | theirs.keys())
+                if not _same(place, ours, theirs)
+            ]
     ours, theirs = logged(run), logged(reference)
     found += [f"{kind} {tag} at step {step}" for kind, tag, step, _ in sorted(ours ^ theirs)]
     pictures = {file.name for each in (run, reference) for file in (each / "images").glob("*")}
     for name in sorted(pictures):
         files = [each / "images" / name for each in (run, reference)]
-        if not all(file.exists() for file in files) or files[0].read_bytes() != files[1].read_bytes():
+        if (
+            not all(file.exists() for file in files)
+            or files[0].read_bytes() != files[1].read_bytes()
+        ):
             found.append(f"images/{name}")
-    figures = [json.loads((each / "metrics.json").read_text())["figures"] for each in (run, reference)]
+    figures = [
+        json.loads((each / "metrics.json").read_text())["figures"] for each in (run, reference)
+    ]
     return found if figures[0] == figures[1] else [*found, "metrics.json"]
 
 
@@ -219,9 +271,19 @@ def logged(run: Path) -> set[tuple[str, str, int, str]]:
     everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
     events = EventAccumulator(str(run / "tensorboard"), size_guidance=everything)
     events.Reload()
-    kinds = {"scalars": events.Scalars, "images": events.Images, "histograms": events.Histograms, "tensors": events.Tensors}
+    kinds = {
+        "scalars": events.Scalars,
+        "images": events.Images,
+        "histograms": events.Histograms,
+        "tensors": events.Tensors,
+    }
     return {
-        (kind, tag, event.step, str([getattr(event, name) for name in _VALUES if hasattr(event, name)]))
+        (
+            kind,
+            tag,
+            event.step,
+            str([getattr(event, name) for name in _VALUES if hasattr(event, name)]),
+        )
         for kind, read in kinds.items()
         for tag in events.Tags()[kind]
         for event in read(tag)
@@ -229,7 +291,7 @@ def logged(run: Path) -> set[tuple[str, str, int, str]]:
 
 
 def stretches(run: Path) -> list[tuple[int, int]]:
-    """Return the step that each process which trained in a run directory began from, and the last one of which it logged."""
+    """Return the step from which each process of a run began, and the last step it logged."""
     found: list[tuple[int, int]] = []
     for file in sorted((run / "tensorboard").glob("events*")):
         events = list(EventFileLoader(str(file)).Load())

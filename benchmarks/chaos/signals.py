@@ -1,4 +1,4 @@
-"""Send runs SIGTERM and SIGINT in each of their phases, resume them, and hold what comes of it against runs left alone."""
+"""Send runs SIGTERM and SIGINT in each phase, resume them, and compare with a run left alone."""
 
 import argparse
 import contextlib
@@ -17,12 +17,15 @@ from typing import Any
 import torch
 from faults import Process, called_at, forked, fresh
 from lightning import Trainer
-from runs import DATA, SMALL, differences, run_of, train, trained
 
-from vae_lightning import MNISTDataModule, VAEModule, durable, experiment, report
-from vae_lightning.callbacks import BestCheckpoint, LastCheckpoint, LatentPicture, PriorSamples
-from vae_lightning.checkpoints import VerifiedFiles
-from vae_lightning.experiment import quieten_lightning
+from runs import SMALL, differences, digits, run_of, small_module, train, trained
+from vae_lightning import MNISTDataModule, VAEModule
+from vae_lightning.runs import atomic_files
+from vae_lightning.runs.checkpoints import VerifiedFiles
+from vae_lightning.training import experiment, report
+from vae_lightning.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from vae_lightning.training.callbacks.pictures import LatentPicture, PriorSamples
+from vae_lightning.training.trainer import quieten_lightning
 
 SECONDS = 2.0
 """Within which a process has to end."""
@@ -38,7 +41,7 @@ TYPED = (
 PHASES: dict[str, tuple[Any, str, int, bool]] = {
     "set-up: the data is read": (MNISTDataModule, "setup", 1, False),
     "set-up: the run directory is made": (experiment, "make_run_directory", 1, True),
-    "set-up: its configuration is written": (durable, "write", 2, False),
+    "set-up: its configuration is written": (atomic_files, "write", 2, False),
     "set-up: the directory is locked": (experiment, "lock_directory", 1, True),
     "set-up: the second Trainer": (experiment, "build_trainer", 2, True),
     "set-up: Lightning's": (VAEModule, "configure_optimizers", 1, False),
@@ -47,8 +50,8 @@ PHASES: dict[str, tuple[Any, str, int, bool]] = {
     "training: within accumulated gradients": (VAEModule, "training_step", 3, True),
     "training: the optimiser": (torch.optim.Optimizer, "zero_grad", 3, True),
     "training: a step is done": (LastCheckpoint, "on_train_batch_end", 6, False),
-    "training: its checkpoint is written": (durable, "write", 8, True),
-    "training: its checkpoint is named": (durable, "point", 2, False),
+    "training: its checkpoint is written": (atomic_files, "write", 8, True),
+    "training: its checkpoint is named": (atomic_files, "point", 2, False),
     "validation: its beginning": (VAEModule, "on_validation_epoch_start", 2, False),
     "validation: a batch": (VAEModule, "measure", 2, False),
     "validation: its figures": (VAEModule, "on_validation_epoch_end", 2, False),
@@ -61,7 +64,7 @@ PHASES: dict[str, tuple[Any, str, int, bool]] = {
     "the end: the figures are written": (report, "write_metrics", 1, False),
     "the end: all is done": (report, "finish", 1, True),
 }
-"""A function, at which of its calls, counted from 1, the signal comes, and whether after what the call does."""
+"""A function, the number of the call, from 1, at which the signal comes, and whether after it."""
 
 failed = False
 
@@ -69,8 +72,15 @@ failed = False
 def main() -> None:
     """Print the table; exit with 1 if a signal was answered otherwise than promised."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--signals", type=int, default=50, help="at random moments, beside those in each phase")
-    parser.add_argument("--fresh", type=int, default=10, help="of them to processes that import everything themselves")
+    parser.add_argument(
+        "--signals", type=int, default=50, help="at random moments, beside those in each phase"
+    )
+    parser.add_argument(
+        "--fresh",
+        type=int,
+        default=10,
+        help="of them to processes that import everything themselves",
+    )
     parser.add_argument("--seed", type=int, default=1)
     settings = parser.parse_args()
     draw = random.Random(settings.seed)
@@ -87,8 +97,16 @@ def main() -> None:
         campaign.tell("a second Ctrl-C while a step is taken")
         lives = {}
         for count, begin, what in (
-            (settings.signals - settings.fresh, lambda place, typed: partial(train, place, *typed), "random moments"),
-            (settings.fresh, lambda place, typed: fresh(place, *typed), "random moments, imports included"),
+            (
+                settings.signals - settings.fresh,
+                lambda place, typed: partial(train, place, *typed),
+                "random moments",
+            ),
+            (
+                settings.fresh,
+                lambda place, typed: fresh(place, *typed),
+                "random moments, imports included",
+            ),
         ):
             place = directory / what
             place.mkdir()
@@ -96,7 +114,11 @@ def main() -> None:
             forked(begin(place, TYPED), directory / "output")
             lives[what] = time.perf_counter() - began
             for _ in range(count):
-                campaign.at_random(begin, draw.uniform(0, lives[what]), draw.choice((signal.SIGTERM, signal.SIGINT)))
+                campaign.at_random(
+                    begin,
+                    draw.uniform(0, lives[what]),
+                    draw.choice((signal.SIGTERM, signal.SIGINT)),
+                )
             campaign.tell(what)
     sys.exit(failed)
 
@@ -106,16 +128,23 @@ def lightning() -> None:
 
     def fit() -> int:
         quieten_lightning()
-        data = MNISTDataModule(name="mnist_subset", dir=str(DATA), batch_size=80, val_size=80, seed=1)
-        trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=directory)
+        data = digits()
+        trainer = Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=directory,
+        )
         with called_at(VAEModule, "training_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
-            trainer.fit(VAEModule(latent_dim=2, hidden_dims=[16]), data)
+            trainer.fit(small_module(data), data)
         return 0
 
     with tempfile.TemporaryDirectory() as directory:
         ended = forked(lambda: _exit_of(fit), Path(directory, "output"))
         left = len(list(Path(directory).rglob("*.ckpt")))
-    print(f"{'Lightning’s defaults: SIGTERM in training':<50} exit status {ended}, {left} checkpoints left", flush=True)
+    came = f"exit status {ended}, {left} checkpoints left"
+    print(f"{'Lightning’s defaults: SIGTERM in training':<50} {came}", flush=True)
     global failed
     failed |= ended != 0
 
@@ -144,14 +173,17 @@ class Campaign:
         """Print a row of what was sent since the last one."""
         global failed
         failed |= bool(self.wrong) or not self.sent
-        came = f"{self.sent} signals, the longest answer {self.longest:.2f} s; {self.left} left nothing behind, "
+        came = f"{self.sent} signals, the longest answer {self.longest:.2f} s; "
+        came += f"{self.left} left nothing behind, "
         came += f"{self.resumed} were resumed and ended bitwise the same"
         print(f"{what:<50} {came}{'   FAILED' * bool(self.wrong)}", flush=True)
         for each in self.wrong:
             print(f"    {each}", file=sys.stderr)
         self._clear()
 
-    def hit(self, phase: str, owner: Any, function: str, number: int, after: bool, sent: int) -> None:
+    def hit(
+        self, phase: str, owner: Any, function: str, number: int, after: bool, sent: int
+    ) -> None:
         """Send a signal at a call of a function."""
         noted = self.directory / "noted"
 
@@ -168,7 +200,9 @@ class Campaign:
         if not noted.exists():
             self.wrong.append("the phase was not come to")
             return
-        self._judge(place, ended, sent, time.time() - float(noted.read_text()), phase.startswith("set-up"))
+        self._judge(
+            place, ended, sent, time.time() - float(noted.read_text()), phase.startswith("set-up")
+        )
         noted.unlink()
 
     def hit_twice(self) -> None:
@@ -206,13 +240,17 @@ class Campaign:
         self.output = self.directory / f"{self.runs}.txt"
         return place
 
-    def _judge(self, place: Path, ended: int | None, sent: int, seconds: float, before: bool | None) -> None:
+    def _judge(
+        self, place: Path, ended: int | None, sent: int, seconds: float, before: bool | None
+    ) -> None:
         """Look at how a process ended and what it left; resume it."""
         self.sent += 1
         self.longest = max(self.longest, seconds)
         name = signal.Signals(sent).name
         if ended not in (128 + sent, -sent):
-            self.wrong.append(f"{name}: the exit status was {ended}: {self.output.read_text()[-300:]}")
+            self.wrong.append(
+                f"{name}: the exit status was {ended}: {self.output.read_text()[-300:]}"
+            )
         if seconds > SECONDS:
             self.wrong.append(f"{name}: {seconds:.1f} s")
         left = sorted(str(file.relative_to(place)) for file in place.rglob("*"))
@@ -222,7 +260,11 @@ class Campaign:
             self.left += 1
         else:
             ended = forked(partial(train, place, f"resume={run_of(place)}"), self.output)
-            found = differences(run_of(place), self.whole) if not ended else [self.output.read_text()[-300:]]
+            found = (
+                differences(run_of(place), self.whole)
+                if not ended
+                else [self.output.read_text()[-300:]]
+            )
             self.resumed += not found
             if found:
                 self.wrong.append(f"{name}: resumed, {len(found)} differences, as {found[:3]}")
