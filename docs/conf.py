@@ -1,4 +1,7 @@
-"""How the documentation is built: ``make docs``. Its pages need no network: no fonts, scripts or formulas from elsewhere."""
+"""How the documentation is built: ``make docs``.
+
+Its pages need no network: no fonts, scripts or formulas come from elsewhere.
+"""
 
 import ast
 import os
@@ -35,7 +38,7 @@ myst_heading_anchors = 3  # links to headings, as in [results](results.md#networ
 nb_execution_mode = "off"  # the notebook's outputs are stored in it: make notebook
 linkcheck_retries = 2
 
-# -- formulas become MathML, which browsers draw themselves -----------------------------------------------------------
+# -- formulas become MathML, which browsers draw themselves ------------------------------------
 
 
 def visit_formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
@@ -47,31 +50,44 @@ def visit_formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
         log.warning("formula: %s in %s", error, node.astext(), location=node)
     else:
         # log p, not logp; but log(p).
-        formula = re.sub(r"<mo>&ApplyFunction;</mo>(?=\s*<m(?!o\b))", '<mspace width="0.167em"></mspace>', formula)
+        formula = re.sub(
+            r"<mo>&ApplyFunction;</mo>(?=\s*<m(?!o\b))",
+            '<mspace width="0.167em"></mspace>',
+            formula,
+        )
         translator.body.append(f'<div class="formula">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 
 
-# -- links to source files lead to pages that show them ---------------------------------------------------------------
+# -- links to source files lead to pages that show them ----------------------------------------
 
 shown: set[Path] = set()
 
 
 def lines_of_names(file: Path) -> dict[str, int]:
-    """Return where a Python file defines each ``function``, ``Class``, ``Class.method`` and ``CONSTANT``."""
+    """Return the line of each ``function``, ``Class``, ``Class.method`` and ``CONSTANT``."""
     lines = {}
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.Assign):
-            lines |= {target.id: node.lineno for target in node.targets if isinstance(target, ast.Name)}
+            lines |= {
+                target.id: node.lineno for target in node.targets if isinstance(target, ast.Name)
+            }
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             lines[node.name] = node.lineno
         if isinstance(node, ast.ClassDef):
-            lines |= {f"{node.name}.{each.name}": each.lineno for each in node.body if isinstance(each, ast.FunctionDef)}
+            lines |= {
+                f"{node.name}.{each.name}": each.lineno
+                for each in node.body
+                if isinstance(each, ast.FunctionDef)
+            }
     return lines
 
 
 def lead_to_sources(app: Sphinx, doctree: nodes.document) -> None:
-    """Replace links to files outside docs/ by links to their pages; a link whose text is a name in code, to its definition."""
+    """Replace links to files outside docs/ by links to their pages.
+
+    A link whose text is a name in code leads to its definition.
+    """
     if app.builder.format != "html":
         return
     for link in list(doctree.findall(addnodes.download_reference)):
@@ -79,7 +95,12 @@ def lead_to_sources(app: Sphinx, doctree: nodes.document) -> None:
         uri = f"source/{file.relative_to(ROOT).as_posix()}.html"
         shown.add(file)
         name = link.astext()
-        if file.suffix == ".py" and link.next_node(nodes.literal) and "/" not in name and not name.endswith(".py"):
+        if (
+            file.suffix == ".py"
+            and link.next_node(nodes.literal)
+            and "/" not in name
+            and not name.endswith(".py")
+        ):
             lines = lines_of_names(file)
             if name not in lines:
                 log.warning("%s defines no %s", file.relative_to(ROOT), name, location=link)
@@ -92,12 +113,18 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     for file in sorted(shown):
         name = file.relative_to(ROOT).as_posix()
         lexer = get_lexer_for_filename(name).aliases[0]
-        code = app.builder.highlighter.highlight_block(file.read_text(), lexer, lineanchors="L", linenos="inline")  # type: ignore[attr-defined]
+        code = app.builder.highlighter.highlight_block(
+            file.read_text(), lexer, lineanchors="L", linenos="inline"
+        )  # type: ignore[attr-defined]
         yield f"source/{name}", {"title": name, "body": f"<h1>{name}</h1>\n{code}"}, "page.html"
 
 
 def setup(app: Sphinx) -> None:
-    """Tell Sphinx of the above."""
-    app.add_html_math_renderer("mathml", inline_renderers=(visit_formula, None), block_renderers=(visit_formula, None))
-    app.connect("doctree-read", lead_to_sources, priority=100)  # before the files would be collected for download
+    """Register the above with Sphinx."""
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=(visit_formula, None), block_renderers=(visit_formula, None)
+    )
+    app.connect(
+        "doctree-read", lead_to_sources, priority=100
+    )  # before the files would be collected for download
     app.connect("html-collect-pages", source_pages)
