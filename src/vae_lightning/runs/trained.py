@@ -12,7 +12,7 @@ from vae_lightning.data.batches import Batches
 from vae_lightning.data.datamodule import DataModule, Split
 from vae_lightning.data.modality import Modality
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.models.base import Model
+from vae_lightning.models.base import Model, target_of
 from vae_lightning.runs import checkpoints, signals
 
 
@@ -61,7 +61,7 @@ class Trained:
             if value is not None and key not in ("limit_test", "_target_")
         }
         kept = {key: value for key, value in settings.items() if key not in typed}
-        target = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+        target = {"_target_": target_of(kind)}
         self.data = build_part("data", DataModule, OmegaConf.create(target | typed), **kept)  # type: ignore[type-abstract]
         try:
             _ = self.model  # which refuses data that it doesn't fit, before any is read
