@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import memory
@@ -18,6 +19,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from conftest import DATA, SUBSET, build_module, typed
 from vae_lightning.data.mnist import MNISTDataModule
@@ -134,9 +136,21 @@ def warnings_of(caplog):
 # -- TensorBoard ----------------------------------------------------------------------------------
 
 
+@contextmanager
+def threads_ended(writers=frozenset()):
+    """Wait for the threads that the body starts: what they raise later would be another test's.
+
+    A writer's thread may outlive the training that it has ended. It reads from a queue for ever.
+    """
+    before = set(threading.enumerate())
+    yield
+    for thread in {*threading.enumerate(), *writers} - (before - writers):
+        if isinstance(thread, _AsyncWriterThread):
+            thread.stop()
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_ends_a_training_with_lightning_s_own_logger(subset, tmp_path):
-    with pytest.raises((ValueError, OSError)):
+    with threads_ended(), pytest.raises((ValueError, OSError)):
         fit(subset, tmp_path, TensorBoardLogger(tmp_path, **TENSORBOARD), FullDisk())
 
 
@@ -147,7 +161,7 @@ def test_a_dead_writer_thread_ends_a_training_with_lightning_s_own_logger(
     logger = TensorBoardLogger(tmp_path, **TENSORBOARD)
     worker = logger.experiment._get_file_writer().event_writer._async_writer._worker
     monkeypatch.setattr(worker._record_writer, "write", lambda content: os.write(-1, content))
-    with pytest.raises((ValueError, OSError)):
+    with threads_ended({worker}), pytest.raises((ValueError, OSError)):
         fit(subset, tmp_path, logger)
 
 
