@@ -148,6 +148,7 @@ def threads_ended(writers=frozenset()):
         if isinstance(thread, _AsyncWriterThread):
             thread.stop()
 
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_ends_a_training_with_lightning_s_own_logger(subset, tmp_path):
     with threads_ended(), pytest.raises((ValueError, OSError)):

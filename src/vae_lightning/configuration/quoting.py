@@ -1,9 +1,16 @@
-"""What a user can paste into a terminal."""
+"""Text for a terminal: commands that can be pasted into it, and words from files made harmless."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+_PLAIN = re.compile(r"[\w./-]*[A-Za-z/][\w./-]*", re.ASCII)
+_OTHER_TYPE = re.compile(r"null|true|false|[+-]?(nan|inf|[\d_.]+(e[+-]?[\d_]+)?)", re.IGNORECASE)
 
 
 def program(name: str) -> str:
@@ -11,3 +18,28 @@ def program(name: str) -> str:
     path = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     return name if found and Path(found) == path else os.path.relpath(path)
+
+
+def override(key: str, value: str | Path) -> str:
+    """Return ``key=value``, quoted for Hydra where needed: it reads the value as this very text.
+
+    A path is read as this path: commands expand ``~`` at its start.
+    """
+    text = str(value)
+    if isinstance(value, Path) and text.startswith("~"):
+        text = f"./{text}"
+    if _PLAIN.fullmatch(text) and not _OTHER_TYPE.fullmatch(text):
+        return f"{key}={text}"
+    # Hydra's quotes don't keep OmegaConf from looking for references.
+    escaped = re.sub(r"(\\*)\$\{", lambda found: r"\\"[0] * (2 * len(found[1]) + 1) + "${", text)
+    return f"{key}={QuotedString(escaped, Quote.single).with_quotes()}"
+
+
+def command(name: str, *arguments: str) -> str:
+    """Return a line to paste into a shell that runs one of our commands with some arguments."""
+    return shlex.join([program("python"), "-m", f"vae_lightning.{name}", *arguments])
+
+
+def printable(text: object) -> str:
+    """Return a text from a file as one line without control characters, which a terminal obeys."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))

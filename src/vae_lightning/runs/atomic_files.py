@@ -1,7 +1,13 @@
-"""Files that appear whole or not at all: written under another name, flushed to disk, renamed."""
+"""Files that appear whole or not at all: written under another name, flushed to disk, renamed.
 
+Nothing here follows a link that lies in a file's place: it may lead anywhere.
+"""
+
+import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -13,8 +19,11 @@ def write(path: Path, content: bytes | memoryview) -> None:
         OSError: the file can't be written. The old file is unchanged, and no temporary file stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    made = False
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        _clear(temporary)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        made = True
         try:
             rest = memoryview(content)
             while rest:
@@ -25,7 +34,8 @@ def write(path: Path, content: bytes | memoryview) -> None:
         os.replace(temporary, path)
         _flush_names(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        if made:
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(f"{path} can't be written: {error.strerror}") from error
         raise
@@ -39,12 +49,38 @@ def point(link: Path, name: str) -> None:
     """
     temporary = link.with_name(f".{link.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_symlink():  # of a process that was killed
+            temporary.unlink()
         os.symlink(name, temporary)
         os.replace(temporary, link)
         _flush_names(link.parent)
     except OSError as error:
         raise OSError(f"{link} can't be written: {error.strerror}") from error
+
+
+def append(path: Path) -> BinaryIO:
+    """Open a file to write at its end, unbuffered; it is made if it isn't there.
+
+    Raises:
+        OSError: it can't be opened, or a link or something else than a file lies there.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "ab", buffering=0)
+
+
+def _clear(temporary: Path) -> None:
+    """Remove what a killed process left under a temporary name.
+
+    Raises:
+        OSError: it is a link or a folder, so another's.
+    """
+    if temporary.is_symlink():
+        raise OSError(errno.ELOOP, f"{temporary.name} is a link", str(temporary))
+    temporary.unlink(missing_ok=True)
 
 
 def _flush_names(directory: Path) -> None:

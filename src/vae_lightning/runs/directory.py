@@ -1,10 +1,12 @@
 """The directories that commands write to: unique, and removed again if nothing was written there.
 
-This module doesn't import torch.
+Only what this process made is removed with all that is in it. This module doesn't import torch.
 """
 
 import copy
 import itertools
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -15,8 +17,82 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files, signals
+
+_MADE: set[tuple[int, int]] = set()
+"""The directories that this process made or found empty, by device and inode."""
+
+_POINTERS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+
+
+def make(directory: Path) -> None:
+    """Make a directory, so that ``remove`` may remove it.
+
+    Raises:
+        FileExistsError: something of that name is there.
+    """
+    directory.mkdir()
+    adopt(directory)
+
+
+def adopt(directory: Path) -> None:
+    """Let ``remove`` remove a directory that was found empty: all that comes into it is ours."""
+    _MADE.add(_identity(directory))
+
+
+def remove(directory: Path) -> bool:
+    """Remove a directory with all that is in it, if this process made it or one that it lies in.
+
+    Returns:
+        Whether it did; else nothing was touched.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return False
+    place = directory.absolute()
+    if not any(_identity(each) in _MADE for each in (place, *place.parents)):
+        return False
+    _MADE.discard(_identity(place))  # its number may be another's soon
+    shutil.rmtree(directory)
+    return True
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    status = directory.stat()
+    return status.st_dev, status.st_ino
+
+
+def refuse_links(directory: Path, key: str) -> None:
+    """Refuse a directory from which a write could reach another place.
+
+    Links are refused, but ``best.ckpt`` and ``last.ckpt`` that name a file beside them; so is
+    whatever is neither a file nor a folder, as a pipe that a reader would wait at.
+
+    Args:
+        directory: of a run, a sweep or a study.
+        key: what named it, for the error.
+
+    Raises:
+        ConfigurationError: naming the link.
+    """
+    for folder, _, _ in os.walk(directory):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = os.path.relpath(entry.path, directory)
+                if entry.is_symlink():
+                    place = os.readlink(entry.path)
+                    if name.endswith(_POINTERS) and os.path.basename(place) == place:
+                        continue
+                    problem = f"is a link to {place}"
+                elif entry.is_file() or entry.is_dir():
+                    continue
+                else:
+                    problem = "is neither a file nor a folder"
+                raise ConfigurationError(
+                    f"{key}={directory}: {printable(name)} in it {printable(problem)}, "
+                    "and nothing is written there; put the real file in its place"
+                )
 
 
 def make_directory(parent: Path) -> Path:
@@ -26,7 +102,7 @@ def make_directory(parent: Path) -> Path:
     for attempt in itertools.count(2):
         directory = parent / stamp
         try:
-            directory.mkdir()
+            make(directory)
             return directory
         except FileExistsError:
             stamp = f"{stamp[:19]}_{attempt}"
@@ -45,7 +121,9 @@ def remove_if_empty(directory: Path, standing: Path) -> None:
     with suppress(OSError):
         while directory.is_relative_to(standing) and directory != standing:
             if directory.exists():
+                made = _identity(directory)
                 directory.rmdir()
+                _MADE.discard(made)
             directory = directory.parent
 
 
@@ -68,6 +146,7 @@ def make_run_directory(name: str) -> Path:
             raise ConfigurationError(
                 f"hydra.run.dir={settings.run.dir}: not empty, and nothing is overwritten"
             )
+        adopt(directory)
     use_run_directory(directory)
     return directory
 
@@ -88,7 +167,9 @@ def run_of_its_own(name: str, directory: Path, overrides: Sequence[str]) -> Iter
     hydra_config: Any = HydraConfig.instance()
     outer, settings = hydra_config.cfg, copy.deepcopy(hydra_config.cfg)
     standing = nearest_standing(str(directory))
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        make(directory)
     OmegaConf.set_readonly(settings.hydra, False)
     settings.hydra.job.name = settings.hydra.job.config_name = name
     settings.hydra.job.override_dirname = ",".join(overrides)
