@@ -143,10 +143,15 @@ def test_where_no_checkpoint_is_whole_nothing_is_done(stopped, damage):
         ("data.batch_size", 40),
         ("data.binarization", "static"),
         ("seed", 7),
+        ("trainer.gradient_clip_val", 0.5),
+        ("trainer.accumulate_grad_batches", 2),
+        ("trainer.precision", "bf16-mixed"),
+        ("trainer.check_val_every_n_epoch", 2),
+        ("trainer.limit_train_batches", 0.5),
     ],
 )
 @pytest.mark.slow
-def test_another_model_data_or_seed_is_refused_by_its_key(stopped, key, value):
+def test_another_model_data_trainer_or_seed_is_refused_by_its_key(stopped, key, value):
     assert refused(stopped, f"{key}={value}").startswith(
         f"error: {key}={value}: a run keeps what it was begun with"
     )
@@ -217,6 +222,40 @@ def test_another_length_is_refused_where_a_schedule_depends_on_it(tmp_path, type
     assert refused(run_of(tmp_path), "trainer.max_epochs=2") == (
         f"error: trainer.max_epochs=2: {key} depends on the length of the run, which is kept"
     )
+
+
+def test_a_length_that_was_edited_is_refused_where_a_schedule_depends_on_it(tmp_path):
+    with signalled([1]):
+        assert train(tmp_path, *SHORT, "optimizer.schedule=one_cycle") == 143
+    file = run_of(tmp_path) / ".hydra" / "config.yaml"
+    config = OmegaConf.load(file)
+    config.trainer.max_epochs = 2
+    OmegaConf.save(config, file)
+    told = "trainer.max_epochs is 2 in its configuration, 1 in its step 1"
+    assert refused(run_of(tmp_path)).endswith(told)
+
+
+EARLY = ["callbacks.early_stopping.min_delta=1000", "trainer.max_epochs=4"]
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_early_goes_on_with_more_patience(tmp_path, capsys):
+    arguments = [*SHORT, *EARLY]
+    patient = trained(tmp_path / "patient", *arguments, "callbacks.early_stopping.patience=3")
+    run = trained(tmp_path / "ended", *arguments, "callbacks.early_stopping.patience=1")
+    assert "Ended early, in epoch 2: " in (run / "train.log").read_text()
+    capsys.readouterr()
+    assert train(tmp_path, f"resume={run}") == 0
+    assert "is finished" in capsys.readouterr().out
+    assert train(tmp_path, f"resume={run}", "callbacks.early_stopping.patience=3") == 0
+    assert "is finished" not in capsys.readouterr().out
+    assert stretches(run)[-1][0] == 8
+    ended, others = (
+        torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, patient)
+    )
+    assert ended["global_step"] == others["global_step"] == 16
+    weights = others["state_dict"]
+    assert all(torch.equal(each, weights[name]) for name, each in ended["state_dict"].items())
 
 
 @pytest.mark.parametrize("kind", ["nosuch", "empty", "a file", "a sweep's"])

@@ -19,6 +19,7 @@ from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import DataSpec, Model
 from vae_lightning.runs import atomic_files
+from vae_lightning.runs.resume import SCHEDULES
 
 _OF_MODULE = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
 _OF_DATA = DataModule.CHECKPOINT_HYPER_PARAMS_KEY
@@ -181,7 +182,7 @@ def step_to_resume(
 
     Raises:
         ConfigurationError: no checkpoint is whole, or it is another model's, of other data, of
-            another optimiser or seed, or of an earlier version.
+            another optimiser, Trainer or seed, or of an earlier version.
     """
     step, content, remarks = newest_whole(directory, trainer.max_steps)
     saved, built = _settings(content), _settings(hyper_parameters(module, data))
@@ -190,6 +191,9 @@ def step_to_resume(
         saved["data.batch_size"] *= content["envelope"].get("processes", 1)
     if "data.batch_size" in built:
         built["data.batch_size"] *= trainer.world_size
+    if all(saved.get(key, "constant") == "constant" for key in SCHEDULES):
+        for settings in (saved, built):
+            settings.pop("trainer.max_epochs", None)  # a run may be made longer
     for key in dict.fromkeys([*built, *saved]):
         if built.get(key) != saved.get(key):
             raise ConfigurationError(
@@ -221,6 +225,7 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
         "model": model["settings"],
         "optimizer": stored["optimizer"],
         "data": data["settings"],
+        "trainer": stored["trainer"],
     }
     for group, values in groups.items():
         settings |= {f"{group}.{key}": value for key, value in values.items()}

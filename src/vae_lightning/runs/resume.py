@@ -1,5 +1,6 @@
 """Resume a run where it stopped: its stored configuration and its newest whole checkpoint."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ REPLACEABLE = (
 )
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
 
+SCHEDULES = ("optimizer.schedule", "model.kl_schedule")
+"""The keys of schedules, which depend on the length of the run."""
 
 # What Hydra adds, and Lightning to the line of the processes that it starts.
 _NOT_TYPED = (
@@ -178,7 +181,7 @@ def _replace(config: DictConfig, override: Override, composed: DictConfig) -> No
 
 
 def _refuse_another_length(config: DictConfig) -> None:
-    for key in ("optimizer.schedule", "model.kl_schedule"):
+    for key in SCHEDULES:
         schedule = OmegaConf.select(config, key, default="constant")
         if schedule != "constant":
             raise ConfigurationError(
@@ -217,10 +220,14 @@ def is_finished(config: DictConfig) -> bool:
     Its figures are written last.
     """
     directory = Path(config.resume)
+    try:
+        run = json.loads((directory / "metrics.json").read_bytes())["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not there, or damaged: it is written anew
     before: Any = OmegaConf.load(directory / ".hydra" / "config.yaml")
-    return (
-        directory / "metrics.json"
-    ).exists() and before.trainer.max_epochs == config.trainer.max_epochs
+    if before.callbacks != config.callbacks and run["epochs"] < config.trainer.max_epochs:
+        return False  # another patience may let a run go on that was ended early
+    return bool(before.trainer.max_epochs == config.trainer.max_epochs)
 
 
 def has_begun(directory: Path) -> bool:

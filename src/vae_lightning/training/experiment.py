@@ -1,15 +1,18 @@
 """A training run from its configuration to its figures: build the parts, fit, test."""
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from filelock import BaseFileLock
 from lightning import Trainer
-from omegaconf import DictConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning.configuration.building import build_part, require
 from vae_lightning.data.batches import Seed
@@ -26,6 +29,11 @@ from vae_lightning.training.callbacks.progress import Throughput
 from vae_lightning.training.module import VAEModule
 from vae_lightning.training.optimizers import Optimization
 from vae_lightning.training.trainer import build_trainer, quieten_lightning, refuse_empty_limits
+
+log = logging.getLogger(__name__)
+
+_ELSEWHERE = ("_target_", "accelerator", "devices", "num_nodes")
+"""The settings of the Trainer that a run may be resumed without; it keeps all others."""
 
 
 @dataclass
@@ -62,6 +70,8 @@ def build(config: DictConfig) -> Experiment:
     lightning.seed_everything(seed, verbose=False)
     model = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
     module = VAEModule(model, optimization, seed)
+    kept: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    module.hparams["trainer"] = {key: kept[key] for key in kept if key not in _ELSEWHERE}
     throughput = Throughput()
     # Build and discard, so that a refused value leaves no directory.
     trainer = build_trainer(config, module, data, throughput, Path())
@@ -71,7 +81,7 @@ def build(config: DictConfig) -> Experiment:
             f"optimizer.schedule={optimization.schedule}: needs an end, "
             "trainer.max_epochs or trainer.max_steps"
         )
-    refuse_empty_limits(config.trainer, data)
+    refuse_empty_limits(trainer, config.trainer, data)
     processes.refuse_sweeps(trainer)
     processes.quieten(trainer)
     data.prepare_data()
@@ -149,13 +159,20 @@ def fit(experiment: Experiment) -> None:
     """Train.
 
     Raises:
-        Interrupted: by SIGTERM or Ctrl-C; what ``resume=`` goes on from is saved.
+        Interrupted: by a signal; what ``resume=`` goes on from is saved.
+        ConfigurationError: a callback or logger refuses this run.
     """
     step = experiment.resumed_step
     file = None if step is None else file_of_step(experiment.directory, step)
     trainer = experiment.trainer
-    trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
+    try:
+        trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
+    except MisconfigurationException as error:  # a callback or logger of the user's choice
+        raise ConfigurationError(f"trainer: {str(error).splitlines()[0]}") from error
     signals.defer_no_longer()
+    for callback in trainer.early_stopping_callbacks if trainer.should_stop else ():
+        reason = str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop.")
+        log.info("Ended early, in epoch %d: %s", trainer.current_epoch, reason)
 
 
 def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:

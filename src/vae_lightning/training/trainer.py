@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
@@ -28,21 +28,22 @@ from vae_lightning.training.speedups import Unprofiled, skip_driver_check, witho
 CRITERION = "criterion"
 """As a callback's ``monitor``: the figure that the model is chosen by, in validation."""
 
-_Epochs = Annotated[int, Field(ge=-1)]
+_Share = Annotated[float, Field(gt=0, le=1)]
 _Batches = NonNegativeInt | Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_NoLimit = Literal[-1]
 TRAINER_KINDS: dict[str, Any] = {
-    "max_epochs": _Epochs,  # with null Lightning would take 1,000
-    "max_steps": _Epochs,
-    "limit_train_batches": _Batches,
+    "max_epochs": PositiveInt | _NoLimit,  # with null Lightning would take 1,000
+    "max_steps": PositiveInt | _NoLimit,
+    "limit_train_batches": PositiveInt | _Share,  # without any the figures would be of no training
     "limit_val_batches": _Batches,
     "limit_test_batches": _Batches,
     "fast_dev_run": bool | NonNegativeInt,
     "log_every_n_steps": NonNegativeInt,
-    "check_val_every_n_epoch": PositiveInt,
-    "val_check_interval": PositiveInt | Annotated[float, Field(gt=0, le=1)],
+    "check_val_every_n_epoch": PositiveInt | None,
+    "val_check_interval": PositiveInt | _Share | None,
     "accumulate_grad_batches": PositiveInt,
     "gradient_clip_val": Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
-    "num_sanity_val_steps": _Epochs,
+    "num_sanity_val_steps": NonNegativeInt | _NoLimit,
     # All of Lightning's, except those that need packages which the project doesn't.
     "precision": Literal[
         *("32-true", "32", 32, "64-true", "64", 64, "bf16-mixed", "bf16", "bf16-true"),
@@ -81,8 +82,14 @@ def build_trainer(
     environment = processes.environment(devices, nodes)
     strategy = {"timeout": processes.TIMEOUT, "gradient_as_bucket_view": True}
     several = {"strategy": DDPStrategy(forward_sync_buffers=False, **strategy)}  # type: ignore[arg-type]
-    callbacks = build_callbacks(config.callbacks, module, data)
     loggers = {str(name): logger for name, logger in config.logger.items() if logger}
+    validated = data.holds_out and config.trainer.get("limit_val_batches") != 0
+    callbacks = build_callbacks(config.callbacks, module, validated)
+    for callback in callbacks:
+        if isinstance(callback, LearningRateMonitor) and not loggers:
+            raise ConfigurationError(
+                "logger=none: a LearningRateMonitor needs a logger; leave out one of the two"
+            )
     return build_part(
         "trainer",
         Trainer,
@@ -103,15 +110,16 @@ def build_trainer(
     )
 
 
-def build_callbacks(config: DictConfig, module: VAEModule, data: DataModule) -> list[Callback]:
-    """Build the callbacks; those that monitor validation are left out where nothing is held out.
+def build_callbacks(config: DictConfig, module: VAEModule, validated: bool) -> list[Callback]:
+    """Build the callbacks; those that monitor validation are left out where there is none.
 
     Raises:
-        ConfigurationError: a part refuses its values, or monitors a figure that isn't published.
+        ConfigurationError: a part refuses its values, monitors a figure that isn't published, or
+            is to end a run by a validation that there isn't.
     """
     built = []
     for name, callback in config.items():
-        if not callback:
+        if not callback or callback.get("patience", 0) is None:  # of early_stopping, by default
             continue
         monitor = callback.get("monitor")
         if monitor == CRITERION:
@@ -125,7 +133,13 @@ def build_callbacks(config: DictConfig, module: VAEModule, data: DataModule) -> 
             raise ConfigurationError(
                 f"callbacks.{name!s}.monitor={monitor}: no figure of this run; try {nearest}"
             )
-        if data.holds_out or not str(monitor).startswith("val/"):
+        if not validated and str(monitor).startswith("val/"):
+            if callback._target_ == "lightning.pytorch.callbacks.EarlyStopping":
+                raise ConfigurationError(
+                    f"callbacks.{name!s}.monitor={monitor}: this run has no validation; it needs "
+                    "images for it (data.val_size) and batches of it (trainer.limit_val_batches)"
+                )
+        else:
             part = build_part(f"callbacks.{name!s}", Callback, callback)
             label, classes = getattr(part, "label", None), module.model.num_classes
             if classes and isinstance(label, int) and label >= classes:
@@ -157,11 +171,13 @@ def choose_accelerator(name: str) -> str:
     return name
 
 
-def refuse_empty_limits(config: DictConfig, data: DataModule) -> None:
-    """Check that each split is left a batch at least; Lightning would see it after the training.
+def refuse_empty_limits(trainer: Trainer, config: DictConfig, data: DataModule) -> None:
+    """Check that each split has a batch, and that an epoch is long enough to be validated in.
+
+    Lightning would see it late, or in an assertion of its own.
 
     Raises:
-        ConfigurationError: it isn't.
+        ConfigurationError: one hasn't, or it isn't.
     """
     validation = data.test_indices if data.validate_on_test else data.val_indices
     for split, indices, size in (
@@ -174,12 +190,22 @@ def refuse_empty_limits(config: DictConfig, data: DataModule) -> None:
             raise ConfigurationError(
                 f"trainer.limit_{split}_batches={limit}: less than one of the {batches} batches"
             )
+    interval, limit = config.get("val_check_interval"), config.get("limit_train_batches", 1.0)
+    steps = math.ceil(len(data.train_indices) / (data.batch_size * trainer.world_size))
+    steps = min(limit, steps) if isinstance(limit, int) else int(limit * steps)
+    in_epoch = trainer.check_val_every_n_epoch is not None  # else counted through the epochs
+    if isinstance(interval, int) and interval > steps and in_epoch:
+        raise ConfigurationError(
+            f"trainer.val_check_interval={interval}: an epoch has {steps} batches; type up to "
+            f"{steps}, or trainer.check_val_every_n_epoch=null to count through the epochs"
+        )
 
 
 def quieten_lightning() -> None:
     """Keep Lightning's remarks on the hardware and its advertisements off the terminal."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(EarlyStopping.__module__).setLevel(logging.INFO)  # with verbose=true
     for message, category in (
         # Lightning 2.6 uses torch 2.15's tree utilities in a way that they deprecate.
         (".*isinstance\\(treespec, LeafSpec\\).*", FutureWarning),

@@ -114,6 +114,9 @@ class LastCheckpoint(Checkpoint):
         ]
         if differences and trainer.training:
             log.warning("Not bitwise the run that it was: %s", "; ".join(differences))
+        for callback in trainer.early_stopping_callbacks:  # a patience may be typed anew
+            if kept := checkpoint["callbacks"].get(callback.state_key):
+                kept["patience"] = callback.patience
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_what_is_not_finite(trainer, pl_module)
