@@ -23,12 +23,14 @@ def main(config: DictConfig) -> None:
     from vae_lightning.data.batches import Seed
     from vae_lightning.data.mnist import MNISTDataModule
     from vae_lightning.evaluation.classifier import DigitClassifier
+    from vae_lightning.runs.processor import flush_denormals
 
     seed = require("seed", config.seed, Seed)
     epochs = require("epochs", config.epochs, PositiveInt)
     data = build_part("data", MNISTDataModule, config.data, val_size=0, seed=seed)
     data.prepare_data()
     data.setup()
+    flush_denormals()
     torch.manual_seed(seed)
     classifier, batches = DigitClassifier(), data.train_dataloader()
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)

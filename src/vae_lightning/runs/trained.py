@@ -14,6 +14,7 @@ from vae_lightning.data.modality import Modality
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Model, target_of
 from vae_lightning.runs import checkpoints, signals
+from vae_lightning.runs.processor import flush_denormals
 
 
 @dataclass
@@ -82,6 +83,7 @@ def open_checkpoint(config: DictConfig) -> Trained:
         FileNotFoundError: there is none.
         ConfigurationError: the file is damaged, or not a checkpoint of this project.
     """
+    flush_denormals()
     file = checkpoints.find_checkpoint(require("checkpoint", config.checkpoint, str))
     return Trained(file, checkpoints.read(file))
 

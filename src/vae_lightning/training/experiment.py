@@ -22,6 +22,7 @@ from vae_lightning.models.base import Model
 from vae_lightning.runs import mirror, signals
 from vae_lightning.runs.checkpoints import file_of_step, find_checkpoint, step_to_resume
 from vae_lightning.runs.directory import make_run_directory, save_configuration, use_run_directory
+from vae_lightning.runs.processor import flush_denormals
 from vae_lightning.runs.resume import has_begun, lock_directory, store_configuration
 from vae_lightning.training import processes
 from vae_lightning.training.callbacks.mirroring import Mirroring
@@ -61,6 +62,7 @@ def build(config: DictConfig) -> Experiment:
         DatasetUnavailable: the data can't be had.
     """
     quieten_lightning()
+    flush_denormals()
     signals.defer_no_longer()  # which a job of the same sweep may have left so
     signals.heed()
     seed = require("seed", config.seed, Seed)

@@ -1,4 +1,4 @@
-"""What makes a step of Lightning's Trainer faster and changes nothing else.
+"""What makes a step of Lightning's Trainer faster.
 
 Where a time stands, it was measured on two CPU cores, at about 6.5 ms a step. The Bernoulli's own
 gradient is in ``models/likelihoods.py``.
@@ -15,6 +15,8 @@ import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.profilers import Profiler
 
+from vae_lightning.runs.processor import denormals, flush_denormals
+
 _NOTHING = contextlib.nullcontext()
 
 _STEP_HOOKS = (
@@ -28,7 +30,12 @@ _STEP_HOOKS = (
 
 
 class QuickModule(LightningModule):
-    """A LightningModule whose bookkeeping costs less."""
+    """A LightningModule whose bookkeeping costs less, and whose denormal numbers count as zero."""
+
+    def setup(self, stage: str) -> None:
+        """Flush denormal numbers, if whoever built the Trainer hasn't."""
+        if denormals() != "flushed":
+            flush_denormals()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Skip nn.Module's check for weights for Lightning's note of the hook that runs.
