@@ -32,6 +32,14 @@ test: $(READY)  ## run the tests, on up to four cores; pytest's options in ARGS=
 test-fast: $(READY)  ## run the tests without the slow ones, in under two minutes
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow" $(ARGS)
 
+OLDEST := .venv-oldest
+
+.PHONY: test-oldest
+test-oldest:  ## run the tests with the oldest versions of the dependencies, in an environment of their own
+	test -x $(OLDEST)/bin/python || "$(PYTHON)" -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[dev]' --constraint constraints-oldest.txt
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
 BROWSER := $(VENV)/.browser
 
 .PHONY: test-browser
@@ -110,8 +118,8 @@ chaos: $(READY)  ## kill, signal, damage and starve runs by the hundred: the tab
 	  echo "$$campaign" && OMP_NUM_THREADS=1 $(BIN)/python $$campaign || failed=1; done; exit $${failed:-0}
 
 .PHONY: clean
-clean:  ## remove .venv, caches and build files; never outputs/ or the data
-	rm -rf $(VENV) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, .venv-oldest, caches and build files; never outputs/ or the data
+	rm -rf $(VENV) $(OLDEST) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew when the dependencies change; a set-up that was broken off is repeated, for the stamp comes last.

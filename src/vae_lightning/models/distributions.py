@@ -1,12 +1,19 @@
 """Distributions over latents, which are drawn from given noise."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from vae_lightning.models.base import Noise
 
+if TYPE_CHECKING:
+    IndependentNormal = Independent[Normal]
+else:
+    IndependentNormal = Independent  # which takes no type in torch 2.7
 
-class DiagonalNormal(Independent[Normal]):
+
+class DiagonalNormal(IndependentNormal):
     """A Gaussian over ``[..., D]`` whose dimensions are independent: N(loc, diag(scale²))."""
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:

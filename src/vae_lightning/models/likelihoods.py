@@ -5,7 +5,7 @@ image.
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,13 @@ Without a floor a density over grey levels has no maximum.
 # -- the families ----------------------------------------------------------------------------------
 
 
-class BernoulliImage(Independent[Bernoulli]):
+if TYPE_CHECKING:
+    IndependentBernoulli = Independent[Bernoulli]
+else:
+    IndependentBernoulli = Independent  # which takes no type in torch 2.7
+
+
+class BernoulliImage(IndependentBernoulli):
     """Independent black-or-white pixels, as in Kingma & Welling (arXiv:1312.6114), Appendix C.1.
 
     For grey levels in [0, 1] ``log_prob`` is minus the cross-entropy that the PyTorch VAE example
