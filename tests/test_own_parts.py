@@ -75,8 +75,8 @@ def trained_toys(tmp_path_factory, configs):
     return runs
 
 
-def train(here, name, *arguments):
-    chosen = [f"model={name}", f"data={name}", *LIMITED]
+def train(here, name, *arguments, epochs=2):
+    chosen = [f"model={name}", f"data={name}", *LIMITED[1:], f"trainer.max_epochs={epochs}"]
     return here("train", "--config-dir", str(here.configs), *chosen, *arguments)
 
 
@@ -117,7 +117,7 @@ def test_a_model_of_ones_own_trains_and_its_figures_are_named_by_it(here, name, 
     ],
 )
 def test_what_a_model_lacks_is_left_out_with_a_line(here, name, lines, capsys):
-    train(here, name, "trainer.max_epochs=1")
+    train(here, name, epochs=1)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("No ")]
     assert sorted(said) == [f"No {line}" for line in lines]
 
@@ -125,8 +125,8 @@ def test_what_a_model_lacks_is_left_out_with_a_line(here, name, lines, capsys):
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.slow
 def test_a_run_that_goes_on_comes_to_the_same_weights(here, name, monkeypatch):
-    whole = train(here, name, "trainer.max_epochs=4", "callbacks=minimal")
-    short = train(here, name, "trainer.max_epochs=2", "callbacks=minimal")
+    whole = train(here, name, "callbacks=minimal", epochs=4)
+    short = train(here, name, "callbacks=minimal")
     initialized = []
     kind = PAIRS[name][0]
     monkeypatch.setattr(kind, "initialize", lambda self, examples: initialized.append(self))

@@ -3,8 +3,10 @@
 import ast
 import contextlib
 import hashlib
+import logging
 import os
 import re
+import shutil
 import socket
 import struct
 import sys
@@ -22,6 +24,7 @@ from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image
 
 import vae_lightning
+from chaos.runs import run_of, signalled
 from conftest import build_module, run, train_in, typed
 from hostile import (
     CANARY,
@@ -40,6 +43,11 @@ from vae_lightning.configuration.keys import check
 from vae_lightning.data.folder import read_folder
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs.checkpoints import data_of, read
+from vae_lightning.runs.log_file import log_to
+from vae_lightning.runs.loggers import RunCSVLogger, RunLogger
+from vae_lightning.runs.resume import lock_directory
+from vae_lightning.training.callbacks import dashboard, pictures
+from vae_lightning.visualization.drawings import Encoded
 
 
 @pytest.fixture
@@ -227,7 +235,8 @@ def runs(tmp_path_factory):
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         settings = hydra.compose("train", return_hydra_config=True)
         settings.hydra.runtime.output_dir = "."
-        return write_runs(tmp_path_factory.mktemp("runs")), settings, keys.known_keys("train", [])
+        composed = keys._compositions("train", [])
+        return write_runs(tmp_path_factory.mktemp("runs")), settings, composed
 
 
 def test_the_list_of_hostile_run_directories_is_whole(runs):
@@ -236,10 +245,10 @@ def test_the_list_of_hostile_run_directories_is_whole(runs):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_hostile_run_directory_is_refused(runs, monkeypatch, name):
-    directories, settings, known = runs
+    directories, settings, composed = runs
     canary = directories[name].parent / CANARY
     monkeypatch.syspath_prepend(canary.parent)
-    monkeypatch.setattr(keys, "known_keys", lambda *_: known)
+    monkeypatch.setattr(keys, "_compositions", lambda *_: composed)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", settings)
     with pytest.raises((ConfigurationError, yaml.YAMLError)) as error:
         check("train", OmegaConf.load(directories[name] / ".hydra" / "config.yaml"), [])
@@ -301,6 +310,124 @@ def test_a_hostile_run_directory_would_run_code(runs, monkeypatch, name):
     assert canary.exists()
     canary.unlink()
     sys.modules.pop("evil", None)
+
+
+# -- links ----------------------------------------------------------------------------------------
+
+SMALL_RUN = [
+    *("trainer.max_epochs=2", "callbacks=minimal", "logger=csv", "callbacks.last.every_n_steps=5"),
+    *("model.hidden_dims=[16]", "model.latent_dim=2", "data.batch_size=80"),
+]
+TO_FILES = [
+    *("train.log", "metrics.json", ".metrics.json.tmp", "csv/metrics.csv", "csv/hparams.yaml"),
+    *(".hydra/config.yaml", ".hydra/.config.yaml.tmp", ".hydra/.lock", ".hydra/begun"),
+    *("checkpoints/last.ckpt", "checkpoints/step_00000005.ckpt", "images/prior_samples_001.png"),
+]
+TO_FOLDERS = ["checkpoints", "csv", "images", ".hydra", "tensorboard"]
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """The run directory of a small run that was stopped after five steps."""
+    directory = tmp_path_factory.mktemp("stopped")
+    with signalled([5]), pytest.raises(SystemExit):
+        train_in(directory, *SMALL_RUN)
+    return run_of(directory)
+
+
+@pytest.mark.parametrize("name", [*TO_FILES, *TO_FOLDERS])
+def test_a_run_directory_with_links_is_not_resumed_and_nothing_is_written_elsewhere(
+    stopped_run, tmp_path, monkeypatch, name
+):
+    run = shutil.copytree(stopped_run, tmp_path / "run", symlinks=True)
+    outside, link = tmp_path / "outside", run / name
+    if name in TO_FOLDERS:
+        shutil.copytree(stopped_run / name, outside) if link.exists() else outside.mkdir()
+        (outside / "mine").write_text("mine")
+        shutil.rmtree(link, ignore_errors=True)
+    else:
+        if link.exists():
+            shutil.copy(link, outside)
+        else:
+            outside.write_text("mine")
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    before = contents_of(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", f"resume={run}", directory=tmp_path, patch=monkeypatch)
+    assert exit_.value.code == (
+        f"error: resume={run}: {name} in it is a link to {outside}, "
+        "and nothing is written there; put the real file in its place"
+    )
+    assert contents_of(tmp_path) == before
+
+
+def contents_of(directory):
+    return {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+def test_a_pipe_in_a_run_directory_is_not_waited_at(stopped_run, tmp_path, monkeypatch):
+    run = shutil.copytree(stopped_run, tmp_path / "run", symlinks=True)
+    (run / "train.log").unlink()
+    os.mkfifo(run / "train.log")
+    with pytest.raises(SystemExit, match=r"train\.log in it is neither a file nor a folder"):
+        typed("train", f"resume={run}", directory=tmp_path, patch=monkeypatch)
+
+
+def log_a_line(directory):
+    with log_to(directory / "train.log"):
+        logging.getLogger("vae_lightning").warning("words")
+
+
+def write_rows(directory):
+    for step in (1, 2):
+        logger = RunCSVLogger(directory, name="", version="")
+        logger.log_hyperparams({"words": 1})
+        logger.log_metrics({"loss": 1.0}, step)
+        logger.save()
+
+
+def write_settings(directory):
+    logger = RunLogger(directory, name="", version="", default_hp_metric=False)
+    logger.log_hyperparams({"words": 1})
+    logger.save()
+    logger.finalize("success")
+
+
+def write_points(directory):
+    encoded = Encoded(torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, 3), None)
+    dashboard._write_embedding(directory, "00001", encoded)
+
+
+POINTS = "00001/posterior_means"
+WRITERS = {
+    "train.log": log_a_line,
+    "metrics.csv": write_rows,
+    "hparams.yaml": write_rows,
+    ".hparams.yaml.tmp": write_settings,
+    "images/x.png": lambda directory: pictures._write_in_folder(directory / "images/x.png", b"x"),
+    f"{POINTS}/tensors.tsv": write_points,
+    f"{POINTS}/.metadata.tsv.tmp": write_points,
+    f"{POINTS}/sprite.png": write_points,
+    "projector_config.pbtxt": write_points,
+    ".hydra/.lock": lock_directory,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("dangling", [False, True])
+def test_what_writes_into_a_run_directory_follows_no_link(tmp_path, name, dangling):
+    """On its own: a link may come after the directory was looked through."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    link = run / name
+    link.parent.mkdir(parents=True)
+    if not dangling:
+        outside.write_text("loss,step\r\n")
+    link.symlink_to(outside)
+    with contextlib.suppress(OSError):
+        WRITERS[name](run)
+    assert not outside.exists() if dangling else outside.read_text() == "loss,step\n"
 
 
 HUB = "{_target_: torch.hub.load, repo_or_dir: hub, model: model, source: local, trust_repo: true}"
@@ -438,8 +565,8 @@ def sbatch(tmp_path, monkeypatch):
 def test_hydras_settings_in_a_folder_from_elsewhere_run_nothing(
     tmp_path, monkeypatch, canary, name
 ):
-    arguments = ["+experiment=x", "checkpoint=nosuch", *sweeping(name)]
-    message = use_folder(tmp_path, SETTINGS[name][0], "sample", *arguments, patch=monkeypatch)
+    arguments = ["experiment=x", "model.latent_dim=0", *sweeping(name)]
+    message = use_folder(tmp_path, SETTINGS[name][0], "train", *arguments, patch=monkeypatch)
     assert message.startswith(
         ("error: hydra.", "error: In 'experiment/x': Overriding hydra.searchpath is only supported")
     )
@@ -458,9 +585,9 @@ def test_hydra_alone_would_run_them(tmp_path, monkeypatch, canary, name):
     use_folder(
         tmp_path,
         SETTINGS[name][0],
-        "sample",
-        "+experiment=x",
-        "checkpoint=nosuch",
+        "train",
+        "experiment=x",
+        "model.latent_dim=0",
         *sweeping(name),
         patch=monkeypatch,
     )
@@ -498,7 +625,7 @@ COMMAND_LINES = {  # what is typed with the smallest command, and its error
         "hydra.searchpath=[pkg://evil]: not offered; --config-dir adds"
     ),
     "hydra.output_subdir=../x": "hydra.output_subdir=../x: not offered",
-    "hydra.launcher._target_=evil.C": f"hydra.launcher._target_=evil.C: {TARGETS_ONLY}",
+    "--multirun seed=1,2 hydra.launcher._target_=evil.C": f"hydra.launcher._target_=evil.C: {TARGETS_ONLY}",
     "--multirun seed=1,2 hydra.sweeper._target_=evil.C": (
         f"hydra.sweeper._target_=evil.C: {TARGETS_ONLY}"
     ),
@@ -513,7 +640,7 @@ COMMAND_LINES = {  # what is typed with the smallest command, and its error
     ),
     f"{SLURM} hydra.launcher.comment='x$y'": "hydra.launcher.comment='x$y': not offered",
     "-m hydra/launcher=submitit_local": (
-        "hydra/launcher=submitit_local: there is none of that name; choose from basic"
+        "hydra/launcher=submitit_local: not found; choose from basic"
     ),
     "-m hydra/launcher=ray +hydra.launcher.ray.remote.runtime_env={}": (
         "hydra.launcher.ray.remote.runtime_env={}: not offered;"
@@ -521,7 +648,7 @@ COMMAND_LINES = {  # what is typed with the smallest command, and its error
     "-m hydra/launcher=ray hydra.launcher.ray.init.address=x:1": (
         "hydra.launcher.ray.init.address='x:1': not offered"
     ),
-    "hydra/launcher=joblib": "hydra/launcher=joblib: runs the jobs of a sweep, so with --multirun",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: only of a sweep, so with --multirun",
     "checkpoint=file:///x.ckpt": "checkpoint=file:///x.ckpt: an address",
     "hydra.run.dir=s3://bucket/x": "hydra.run.dir=s3://bucket/x: an address",
     "--config-path /elsewhere": (
@@ -593,7 +720,7 @@ def test_an_address_is_no_folder_of_pictures(tmp_path, monkeypatch):
         match=r"^error: images=ftp://x/y: an address, where a path of this machine is asked for$",
     ):
         typed("encode", "checkpoint=x", "images=ftp://x/y", directory=tmp_path, patch=monkeypatch)
-    with pytest.raises(FileNotFoundError, match="neither a file nor a run directory"):
+    with pytest.raises(FileNotFoundError, match="not found; type a checkpoint file"):
         vae_lightning.load("http://127.0.0.1/x.ckpt")
 
 

@@ -31,6 +31,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import hydra
+import numpy as np
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from lightning import Trainer
@@ -107,6 +108,8 @@ SHARED = {
             "-1.0",
             "1e-3",
             "1e3",
+            "1e39",
+            "1e-50",
             "nan",
             "inf",
             "-inf",
@@ -248,6 +251,8 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "optimizer.options": lambda value: str(value) in ADAM_OPTIONS,
     "optimizer.schedule_options": lambda value: not value,  # they are those of another schedule
     "optimizer.schedule_passes": bool,
+    "callbacks.early_stopping.monitor": lambda value: False,  # the names of figures aren't drawn
+    "callbacks.early_stopping.mode": lambda value: value == "max",  # as the criterion has it
     "data.dir": lambda value: False,  # the digits lie elsewhere
     "data.val_size": lambda value: value < 400,
     "data.validate_on_test": lambda value: value is False,  # 80 images are held out
@@ -256,9 +261,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "trainer.devices": lambda value: type(value) is int and value == 1,
     "trainer.num_nodes": lambda value: value == 1,  # more are started by torchrun
     "trainer.precision": lambda value: value in PRECISIONS,
-    "trainer.max_epochs": lambda value: value is not None and value >= -1,
-    "trainer.max_steps": lambda value: value >= -1,
-    "trainer.limit_train_batches": lambda value: is_share(value, 4),
+    "trainer.max_epochs": lambda value: value is not None and (value == -1 or value > 0),
+    "trainer.max_steps": lambda value: value == -1 or value > 0,
+    "trainer.limit_train_batches": lambda value: is_share(value, 4) and value > 0,
     "trainer.limit_val_batches": lambda value: is_share(value, 1),
     "trainer.limit_test_batches": lambda value: is_share(value, 1),
     "trainer.fast_dev_run": lambda value: value >= 0,
@@ -294,19 +299,29 @@ def is_share(value: Any, batches: int) -> bool:
 
 
 def is_interval(value: Any, batches: int) -> bool:
-    """Say whether a value is a number of batches that there are, or a part of them."""
+    """Say whether a value is a number of batches that there are, or a part of them, or null."""
+    if value is None:
+        return True
     if isinstance(value, float):
         return 0 < value <= 1
     return isinstance(value, int) and 0 < value <= batches
 
 
-def whole_numbers(value: Any) -> Iterator[int]:
-    """Yield the whole numbers in a value."""
+def numbers(value: Any) -> Iterator[float]:
+    """Yield the numbers in a value."""
     if isinstance(value, list | dict):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from whole_numbers(each)
-    elif isinstance(value, int):
+            yield from numbers(each)
+    elif isinstance(value, int | float):
         yield value
+
+
+def is_held(number: float) -> bool:
+    """Say whether 53 bits hold a whole number, and float32 another one."""
+    if isinstance(number, int):
+        return number < 2**53
+    tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    return number == 0 or not math.isfinite(number) or tiny <= abs(number) <= huge
 
 
 def admits(kind: Any, value: Any) -> bool:
@@ -358,8 +373,8 @@ def fits(bound: Any, value: Any) -> bool:
 def meaning(override: Override) -> Meaning:
     """Say whether an override is right."""
     value, key = override.value, override.key
-    if value is Nonsense or any(number >= 2**53 for number in whole_numbers(value)):
-        return "wrong"  # past 2^53 nothing counts
+    if value is Nonsense or not all(map(is_held, numbers(value))):
+        return "wrong"
     if not admits(kinds()[key], value) or not RULES.get(key, lambda _: True)(value):
         return "wrong"
     # The largest number of 16-true is 65,504: a loss over pixels soon reaches it.
@@ -396,8 +411,14 @@ class Outcome:
     processor_seconds: float = 0.0  # in this process alone: another one's are spent on imports
 
 
+PATIENCE = "callbacks.early_stopping.patience"
+
+
 def line_of(override: Override) -> list[str]:
-    """Return the arguments of the command."""
+    """Return the arguments of the command, which refuses a key that is typed twice."""
+    base = [each for each in BASE if each.partition("=")[0] != override.key]
+    if override.key.startswith("callbacks.early_stopping.") and override.key != PATIENCE:
+        base.append(f"{PATIENCE}=1")  # without it the callback is left out
     callback = override.key.split(".")[1] if override.key.startswith("callbacks.") else None
     if callback:
         others = [
@@ -405,8 +426,8 @@ def line_of(override: Override) -> list[str]:
             for path in (CONFIGS / "callbacks").glob("*.yaml")
             if path.stem not in ("default", "minimal", callback)
         ]
-        return [*BASE, *(f"~callbacks.{name}" for name in others), str(override)]
-    return [*BASE, "callbacks=minimal", str(override)]
+        return [*base, *(f"~callbacks.{name}" for name in others), str(override)]
+    return [*base, "callbacks=minimal", str(override)]
 
 
 def run_here(override: Override) -> Outcome:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vae_lightning import __version__
+from vae_lightning.runs import streams
 
 
 def commands() -> dict[str, str]:
@@ -20,8 +21,9 @@ def commands() -> dict[str, str]:
 
 def main() -> None:
     """Print the commands with a line each, or the version."""
+    streams.install()
     typed = sys.argv[1:]
-    if typed == ["--version"]:
+    if "--version" in typed:
         print(f"vae-lightning {__version__}")
         return
     if typed and typed not in (["-h"], ["--help"]):

@@ -6,12 +6,12 @@ from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.runs.directory import make_run_directory, save_configuration
+from vae_lightning.runs.directory import new_run_directory
 
 log = logging.getLogger(__name__)
 
 
-@command("encode")
+@command("encode", positional="checkpoint")
 def main(config: DictConfig) -> None:
     """Encode a split, or a folder of a user's own examples, and write ``.npz`` and CSV."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
@@ -52,9 +52,8 @@ def main(config: DictConfig) -> None:
     else:
         batches = choose_split(trained.read_data(config.data), split)
     columns = codes.encode(model, batches)
-    directory = make_run_directory("encode")
-    save_configuration(config, directory)
-    written = codes.write(columns, names, directory)
+    with new_run_directory("encode", config) as directory:
+        written = codes.write(columns, names, directory)
     log.info("%s in %s/%s", codes.describe(columns), directory, written)
 
 

@@ -5,12 +5,12 @@ import logging
 from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
-from vae_lightning.runs.directory import make_run_directory, save_configuration
+from vae_lightning.runs.directory import new_run_directory
 
 log = logging.getLogger(__name__)
 
 
-@command("evaluate")
+@command("evaluate", positional="checkpoint")
 def main(config: DictConfig) -> None:
     """Load the model and the protocol it was trained by, measure, and write the figures."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
@@ -47,10 +47,10 @@ def main(config: DictConfig) -> None:
     elif "sample_quality" in metrics:
         classifier = "the classifier that it needs knows grey MNIST images, not"
         remarks.append(f"sample_quality: {classifier} {data.name}")
-    directory = make_run_directory("evaluate")
-    save_configuration(config, directory)
     counts = (split, samples, figures, quality)
-    log.info(report.measured(trained, directory, data, examples, *counts, remarks))
+    with new_run_directory("evaluate", config) as directory:
+        written = report.measured(trained, directory, data, examples, *counts, remarks)
+    log.info(written)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from vae_lightning.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 
-@command("explore")
+@command("explore", positional="checkpoint")
 def main(config: DictConfig) -> None:
     """Encode a split and serve the page on this machine alone, until Ctrl-C."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
     import importlib.util
+    from tempfile import TemporaryDirectory
     from typing import Annotated
 
     from pydantic import Field, PositiveInt
@@ -40,13 +41,14 @@ def main(config: DictConfig) -> None:
         raise ConfigurationError(
             f"port={port}: {error.strerror}; port=0 takes a free one"
         ) from error
-    with listening:
+    with listening, TemporaryDirectory() as scratch:
         data, file = trained.read_data(config.data), trained.file
         model = trained.model
         if not isinstance(model, LatentModel):
             raise ConfigurationError(f"checkpoint={file}: the model has no continuous latents")
         explored = explorer.explore(model, data, choose_split(data, split))
-        blocks = explorer_page.build(explored, sliders, f"{file}, {data.name} {split}")
+        title = f"{file}, {data.name} {split}"
+        blocks = explorer_page.build(explored, sliders, title, scratch)
         log.info("http://%s:%d shows %s; Ctrl-C ends it", *listening.getsockname(), file)
         explorer_page.serve(blocks, listening)
 

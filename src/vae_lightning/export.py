@@ -6,19 +6,16 @@ from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.runs.directory import make_run_directory, save_configuration
+from vae_lightning.runs.directory import new_run_directory
 
 log = logging.getLogger(__name__)
 
 
-@command("export")
+@command("export", positional="checkpoint")
 def main(config: DictConfig) -> None:
     """Write the model in each format and a model card, once every file computes the same."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-    import shutil
     from importlib.util import find_spec
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
 
     from vae_lightning.configuration.building import require_list
     from vae_lightning.exporting import model_card, programs
@@ -31,21 +28,16 @@ def main(config: DictConfig) -> None:
             f"formats=[onnx]: needs {', '.join(missing)}: pip install 'vae-lightning[export]'"
         )
     trained = open_checkpoint(config)
-    with (
-        TemporaryDirectory() as passed
-    ):  # the run directory is made once there is something to keep
-        differences = programs.write(trained.model, formats, Path(passed))
+    model = trained.model  # read before a directory is made
+    with new_run_directory("export", config) as directory:
+        differences = programs.write(model, formats, directory)
         card = model_card.compose(trained, differences)
-        (Path(passed) / "README.md").write_text(card, encoding="utf-8")
-        directory = make_run_directory("export")
-        save_configuration(config, directory)
-        for written in Path(passed).iterdir():
-            shutil.move(written, directory)
+        (directory / "README.md").write_text(card, encoding="utf-8")
     for name, difference in differences.items():
         size = (directory / name).stat().st_size / 1e6
         line = "%-18s %5.1f MB   largest difference from the model %.1e"
         log.info(line, name, size, difference)
-    if not trained.model.exports() and set(formats) != {"safetensors"}:
+    if not model.exports() and set(formats) != {"safetensors"}:
         log.info("No ONNX and torch.export programs: the model has no parts to export")
     log.info("The files, and README.md that says how to use them: %s", directory)
 

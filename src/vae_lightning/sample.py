@@ -8,22 +8,23 @@ import logging
 from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
-from vae_lightning.runs.directory import make_run_directory, save_configuration
+from vae_lightning.runs.directory import new_run_directory
 
 log = logging.getLogger(__name__)
 
 
-@command("sample")
+@command("sample", positional="checkpoint")
 def main(config: DictConfig) -> None:
     """Draw examples and write them in the form that was chosen."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+    import math
     from typing import Annotated, Literal
 
     import numpy as np
     import torch
     from pydantic import Field, NonNegativeInt, PositiveInt
 
-    from vae_lightning.configuration.building import require
+    from vae_lightning.configuration.building import require, require_memory
     from vae_lightning.data.batches import Seed
     from vae_lightning.data.modality import save_png
     from vae_lightning.models.noise import SamplingNoise
@@ -40,25 +41,25 @@ def main(config: DictConfig) -> None:
     trained = open_checkpoint(config)
     model, modality = trained.model, trained.modality
     check_label(label, model.num_classes)
+    require_memory(f"count={count}", count * math.prod(model.data.shape))
     labels = None if label is None else torch.full((count,), label)
     with torch.inference_mode():
         samples = model.sample(count, SamplingNoise(count, seed), labels, temperature)
-    directory = make_run_directory("sample")
-    save_configuration(config, directory)
-    if form == "grid":
-        written = directory / "samples.png"
-        save_png(sample_grid(modality, samples, columns), written)
-    elif form in ("png", "files"):
-        written, digits = directory / "samples", len(str(count - 1))
-        written.mkdir()
-        for number, example in enumerate(samples):
-            modality.write(example, written / f"{number:0{digits}d}")
-    elif form == "npy":
-        written = directory / "samples.npy"
-        np.save(written, samples.numpy())
-    else:
-        written = directory / "samples.pt"
-        torch.save(samples, written)
+    with new_run_directory("sample", config) as directory:
+        if form == "grid":
+            written = directory / "samples.png"
+            save_png(sample_grid(modality, samples, columns), written)
+        elif form in ("png", "files"):
+            written, digits = directory / "samples", len(str(count - 1))
+            written.mkdir()
+            for number, example in enumerate(samples):
+                modality.write(example, written / f"{number:0{digits}d}")
+        elif form == "npy":
+            written = directory / "samples.npy"
+            np.save(written, samples.numpy())
+        else:
+            written = directory / "samples.pt"
+            torch.save(samples, written)
     log.info("%s %ss in %s", f"{count:,}", modality.noun, written)
 
 

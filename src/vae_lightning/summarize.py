@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning.cli.command import command
+from vae_lightning.configuration.paths import expanded
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files
 from vae_lightning.runs.directory import make_run_directory, save_configuration
@@ -17,13 +18,18 @@ from vae_lightning.sweeps import summaries, tables
 log = logging.getLogger(__name__)
 
 
-@command("summarize", positional="sweep", no_sweep="summarize runs once, over all that is named")
+@command(
+    "summarize",
+    positional="sweep",
+    several=True,
+    no_sweep="summarize runs once, over all that is named",
+)
 def main(config: DictConfig) -> None:
     """Average the test figures over seeds, and write them as tables and charts."""
     named = [
         str(each) for each in (config.sweep if OmegaConf.is_list(config.sweep) else [config.sweep])
     ]
-    jobs = summaries.find_jobs([Path(each).expanduser() for each in named])
+    jobs = summaries.find_jobs([Path(expanded(each)) for each in named])
     left_out = tables.not_counted(jobs)
     if len(left_out) == len(jobs):
         log.info(tables.listing(left_out, len(jobs)))

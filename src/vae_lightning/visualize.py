@@ -6,21 +6,22 @@ from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.runs.directory import make_run_directory, save_configuration
+from vae_lightning.runs.directory import new_run_directory
 
 log = logging.getLogger(__name__)
 
 
-@command("visualize")
+@command("visualize", positional="checkpoint")
 def main(config: DictConfig) -> None:
     """Encode a split and draw it, each drawing as PNG and in the other formats that are named."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+    import math
     from typing import Any, Literal
 
     from pydantic import NonNegativeInt, PositiveInt
     from torch import Tensor
 
-    from vae_lightning.configuration.building import require, require_list
+    from vae_lightning.configuration.building import require, require_list, require_memory
     from vae_lightning.data.datamodule import Split
     from vae_lightning.models.base import LatentModel
     from vae_lightning.runs.trained import check_label, choose_split, open_checkpoint
@@ -41,26 +42,27 @@ def main(config: DictConfig) -> None:
         name, reason = next(iter(reasons.items()))
         raise ConfigurationError(f"what=[{name}]: {reason}")
     check_label(label, model.num_classes, needed_for="which label to decode")
+    if not reasons.get("manifold", "not asked for"):
+        require_memory(f"side={side}", side**2 * math.prod(model.data.shape))
     data = trained.read_data(config.data)
     examples = choose_split(data, split)
     encoded = drawings.encode(model, examples) if isinstance(model, LatentModel) else None
-    directory = make_run_directory("visualize")
-    save_configuration(config, directory)
     drawn = []
-    for name in what:
-        if reasons[name]:
-            log.info("No %s: %s", name, reasons[name])
-            continue
-        found = drawings.draw(name, model, data, examples, encoded, label or 0, side)
-        if found is None:
-            log.info("No %s: the KL of each latent isn't known", name)
-            continue
-        picture, *names = found
-        is_grid = isinstance(picture, Tensor)
-        figure: Any = plots.figure_of(picture, *names) if is_grid else picture  # type: ignore[arg-type]
-        for form in formats:
-            figure.savefig(directory / f"{name}.{form}", dpi=200)
-        drawn.append(name)
+    with new_run_directory("visualize", config) as directory:
+        for name in what:
+            if reasons[name]:
+                log.info("No %s: %s", name, reasons[name])
+                continue
+            found = drawings.draw(name, model, data, examples, encoded, label or 0, side)
+            if found is None:
+                log.info("No %s: the KL of each latent isn't known", name)
+                continue
+            picture, *names = found
+            is_grid = isinstance(picture, Tensor)
+            figure: Any = plots.figure_of(picture, *names) if is_grid else picture  # type: ignore[arg-type]
+            for form in formats:
+                figure.savefig(directory / f"{name}.{form}", dpi=200)
+            drawn.append(name)
     log.info("%s in %s", ", ".join(drawn), directory)
 
 

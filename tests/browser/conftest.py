@@ -16,6 +16,8 @@ from urllib.request import urlopen
 import pytest
 from playwright.sync_api import sync_playwright
 
+from vae_lightning.configuration.quoting import override
+
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(
@@ -145,13 +147,14 @@ def explorer_on(run_directory, folder):
     log = folder / "log"
     command = [
         "vae_lightning.explore",
-        f"checkpoint={run_directory}",
+        override("checkpoint", run_directory),
         f"data.dir={ROOT / 'tests' / 'data'}",
         "port=0",
     ]
-    with process(
-        *command, log=log, environment={"PYTHONPATH": paths, "WATCHED": str(folder / "places")}
-    ) as running:
+    (folder / "temporary").mkdir()
+    environment = {"PYTHONPATH": paths, "WATCHED": str(folder / "places")}
+    environment["TMPDIR"] = str(folder / "temporary")
+    with process(*command, log=log, environment=environment) as running:
         address = wait_for(
             lambda: re.search(r"http://127\.0\.0\.1:\d+", log.read_text()), running, log
         )

@@ -1,6 +1,9 @@
 """The explorer in a browser, on a model that was trained by the real command."""
 
+import shutil
 import signal
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -156,4 +159,51 @@ def test_ctrl_c_ends_it_at_once_while_the_page_is_open_and_leaves_nothing(tab, t
         running.send_signal(signal.SIGINT)
         assert running.wait(10) == 130
     assert len((folder / "log").read_text().splitlines()) == 1
-    assert {path.name for path in folder.iterdir()} == {"log", "watch", "places"}
+    assert {path.name for path in folder.iterdir()} == {"log", "watch", "places", "temporary"}
+    of_torch = {path.name for path in (folder / "temporary").glob("torchinductor_*")}
+    assert {path.name for path in (folder / "temporary").iterdir()} == of_torch
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/gradio_api/upload", 404),
+        ("/gradio_api/info", 404),
+        ("/gradio_api/openapi.json", 404),
+        ("/openapi.json", 404),
+        ("/docs", 404),
+        ("/config", 404),
+        ("/gradio_api/file=/etc/hostname", 404),
+        ("/gradio_api/run/predict", 403),
+        ("/", 403),
+    ],
+)
+def test_another_page_gets_nothing(watched_explorer, path, status):
+    headers = {"Origin": "http://example.org"} if status == 403 else {}
+    data = b"{}" if path.endswith(("upload", "predict")) else None
+    request = Request(f"{watched_explorer[0]}{path}", data, headers)
+    with pytest.raises(HTTPError) as error:
+        urlopen(request)
+    assert error.value.code == status
+    error.value.close()
+
+
+def test_a_name_that_leads_to_this_machine_is_no_way_in(watched_explorer):
+    request = Request(watched_explorer[0], headers={"Host": "example.org"})
+    with pytest.raises(HTTPError) as error:
+        urlopen(request)
+    assert error.value.code == 400
+    error.value.close()
+
+
+def test_markup_in_a_runs_name_is_shown_and_not_obeyed(tab, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "<img src=x onerror=alert(1)> ![](x) **x**")
+    (tmp_path / "explorer").mkdir()
+    dialogs = []
+    tab.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    with explorer_on(run, tmp_path / "explorer") as (address, _, _):
+        tab.goto(address)
+        tab.locator("#decoded img").wait_for()
+        assert run.name in tab.locator("h3").inner_text()
+        assert tab.locator("h3 img").count() == 0
+    assert dialogs == []

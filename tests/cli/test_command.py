@@ -13,7 +13,7 @@ MISTAKES = {
     "model.latent_dim=0": "model.latent_dim=0: must be greater than 0",
     "data.batch_size=-1": "data.batch_size=-1: must be greater than 0",
     "trainer.max_epochs=ten": "trainer.max_epochs=ten: must be a valid integer",
-    "trainer.max_epochs=-7": "trainer.max_epochs=-7: must be greater than or equal to -1",
+    "trainer.max_epochs=-7": "trainer.max_epochs=-7: must be greater than 0, or must be -1",
     "trainer.precision=half": "trainer.precision=half: must be ",
     "data.val_size=70000": (
         "data.val_size=70000: mnist_subset has 400 training images, so at most 399"
@@ -50,8 +50,8 @@ MISTAKES = {
         "model.objective=iwae: its bound has no KL term of its own"
     ),
     "hydra.run.dir=. trainer.max_epochs=-7": "trainer.max_epochs=-7",
-    "~callbacks.last._target_": "callbacks.last._target_=None: not one of the allowed targets",
-    "~model._target_": "model._target_=None: not one of the allowed targets",
+    "~callbacks.last._target_": "~callbacks.last._target_: can't be left out; type callbacks.last._target_=",
+    "~model._target_": "~model._target_: can't be left out; type model._target_=… to change it",
     "model._target_=lightning.Trainer": "model._target_=lightning.Trainer: must be a Model",
     "trainer.accumulate_grad_batches=0": (
         "trainer.accumulate_grad_batches=0: must be greater than 0"
@@ -87,7 +87,9 @@ def refusal(directory, patch, command, *arguments):
 def test_a_wrong_value_takes_a_line_or_two_and_leaves_nothing_behind(
     tmp_path, monkeypatch, mistake, message
 ):
-    told = refusal(tmp_path, monkeypatch, "train", *SUBSET, *mistake.split())
+    typed_keys = [each.partition("=")[0] for each in mistake.split()]
+    data = [each for each in SUBSET if each.partition("=")[0] not in typed_keys]
+    told = refusal(tmp_path, monkeypatch, "train", *data, *mistake.split())
     assert message in told
     assert len(told.splitlines()) <= 2
 
@@ -115,9 +117,12 @@ def test_a_missing_gpu_is_never_replaced_in_silence(tmp_path, monkeypatch):
     assert "accelerator=gpu: no CUDA GPU here; type trainer.accelerator=cpu" in told
 
 
-NO_FILE = "checkpoint=nosuch: is neither a file nor a run directory"
+NO_FILE = (
+    "checkpoint=nosuch: not found; "
+    "type a checkpoint file or a run directory, as outputs/train/<run>"
+)
 OTHER_COMMANDS = [
-    ("evaluate", [], "checkpoint is missing: write checkpoint=…"),
+    ("evaluate", [], "checkpoint is missing: type checkpoint=…"),
     ("evaluate", ["checkpoint=nosuch"], NO_FILE),
     ("sample", ["checkpoint=nosuch"], NO_FILE),
     ("encode", ["checkpoint=nosuch", "images=x"], NO_FILE),
@@ -145,7 +150,9 @@ OTHER_COMMANDS = [
         ["checkpoint=nosuch", "temperature=-1"],
         "temperature=-1: must be greater than or equal to 0",
     ),
-    ("sample", ["count"], "'count' is no override: write key=value"),
+    ("sample", ["nosuch"], NO_FILE),
+    ("sample", ["nosuch", "count=9"], NO_FILE),
+    ("train_classifier", ["nosuch"], "'nosuch': not a setting; type key=value"),
     ("sample", ["checkpoint=nosuch", "seed=x"], "seed=x: must be a valid integer"),
 ]
 

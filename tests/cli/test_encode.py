@@ -113,6 +113,17 @@ def test_a_conditional_model_encodes_pictures_of_a_label_that_is_named(
         assert np.allclose(written["loc"], expected.loc.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_name_that_a_terminal_would_obey_is_printed_harmless(
+    trained, own_digits, tmp_path, monkeypatch
+):
+    folder, _ = own_digits
+    (folder / "b\x1b[2J\n.png").write_text("x")
+    with pytest.raises(SystemExit) as exit_:
+        encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
+    assert r"b\x1b[2J\n.png is no picture, or damaged" in exit_.value.code
+    assert exit_.value.code.isprintable()
+
+
 def test_a_label_of_a_split_is_refused(conditional, tmp_path, monkeypatch):
     message = "label=7: is that of the examples in images=<folder>, and a split has labels"
     with pytest.raises(SystemExit, match=message):

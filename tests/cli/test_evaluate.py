@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vae_lightning
-from conftest import DATA, evaluated, train_in
+from conftest import DATA, evaluated, train_in, typed
 from vae_lightning import MNISTDataModule
 from vae_lightning.models.noise import EvaluationNoise
 from vae_lightning.models.vae.objectives import log_ratio
@@ -184,4 +185,21 @@ def test_a_wrong_value_is_refused_before_the_checkpoint_is_looked_for(
     with pytest.raises(SystemExit) as exit_:
         evaluated("nosuch", tmp_path, monkeypatch, mistake)
     assert exit_.value.code == f"error: {message}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_data_of_a_checkpoint_is_not_found_its_key_is_named(
+    trained, tmp_path, monkeypatch
+):
+    """A checkpoint holds no folder: a file from elsewhere may not say where data is put."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = r"is not there .*\(a checkpoint doesn't store data\.dir: type it as in training\)$"
+    with pytest.raises(SystemExit) as exit_:
+        typed("evaluate", f"checkpoint={trained}", directory=tmp_path, patch=monkeypatch)
+    assert re.search(told, exit_.value.code, re.DOTALL)
+    assert len(exit_.value.code.splitlines()) == 2
+    arguments = [f"checkpoint={trained}", "data.dir=nowhere"]
+    with pytest.raises(SystemExit) as exit_:
+        typed("evaluate", *arguments, directory=tmp_path, patch=monkeypatch)
+    assert exit_.value.code.endswith("name the folder above mnist_subset with data.dir=…")
     assert not list(tmp_path.iterdir())

@@ -301,16 +301,6 @@ def test_a_sweep_gives_each_job_a_directory(tmp_path, monkeypatch):
     assert [config["model"]["latent_dim"] for config in configs] == [2, 3]
 
 
-def test_the_closing_commands_can_be_pasted_whatever_the_directory_is_called(
-    tmp_path, monkeypatch, capsys
-):
-    line = [*SUBSET, *QUICK, "hydra.run.dir='my runs'"]
-    typed("train", *line, directory=tmp_path, patch=monkeypatch)
-    shown = capsys.readouterr().out
-    places = ("my runs", tmp_path / "my runs")
-    assert any(f"vae_lightning.sample 'checkpoint={place}'" in shown for place in places)
-
-
 @pytest.mark.slow
 def test_runs_started_in_the_same_instant_land_in_different_directories(tmp_path):
     def begin(_):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from conftest import run, typed
 from vae_lightning import VAE, MNISTDataModule
-from vae_lightning.configuration import keys
+from vae_lightning.configuration import elsewhere, keys
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import MOVED, check
 from vae_lightning.configuration.targets import TARGETS
@@ -129,26 +129,24 @@ MISTAKES = {
     "modle=vae": "unknown key modle: did you mean model?",
     "~callbacks.nosuch": (
         "unknown key callbacks.nosuch: "
-        "callbacks has best, dashboard, interpolation, kl_bars, last, lat"
+        "callbacks has best, dashboard, early_stopping, interpolation, kl"
     ),
-    "model=nosuch": (
-        "model=nosuch: there is none of that name; choose from conditional, convolutional, vae"
-    ),
+    "model=nosuch": ("model=nosuch: not found; choose from conditional, convolutional, vae"),
     "experiment=nosuch": (
-        "experiment=nosuch: there is none of that name; "
-        "choose from aevb, iwae, jaanli, pytorch_example"
+        "experiment=nosuch: not found; choose from aevb, iwae, jaanli, pytorch_example"
     ),
     "optimizer=nosuch": (
-        "optimizer=nosuch: there is none of that name; "
-        "choose from adagrad, adam, adamw, rmsprop, sgd"
+        "optimizer=nosuch: not found; choose from adagrad, adam, adamw, rmsprop, sgd"
     ),
-    "latent": "'latent' is no override: write key=value",
-    "data.dir=~/x": (
-        "data.dir=~/x: not understood; a value with signs that mean something to Hydra is quoted: "
+    "latent": "'latent': not a setting; type key=value",
+    "model.network=a(b": (
+        "model.network=a(b: not understood; as a text it is typed "
+        """'model.network='"'"'a(b'"'"''"""
     ),
+    "model.hidden_dims.-1=3": "model.hidden_dims.-1=3: model.hidden_dims.-1 is no key; --cfg job",
     "model.latent_dim=2,5": (
         "Ambiguous value for argument 'model.latent_dim=2,5': "
-        "a list is written [2,5]; several runs, "
+        "a list is typed as [2,5]; --multirun trains once for each value"
     ),
     "~model": "~model: a group can't be left out; choose from conditional, convolutional, vae",
     "logger=null": "logger=null: a group can't be left out; choose from csv, none, tensorboard",
@@ -161,7 +159,46 @@ MISTAKES = {
     "+data@foo=mnist": "unknown key foo",
     "callbacks.last._target_=[a]": f"callbacks.last._target_=['a']: {TARGETS_ONLY}",
     "--experimental-rerun=config.pickle": "--experimental-rerun would run code from a file",
-    "--exp=config.pickle": "--experimental-rerun would run code from a file",
+    "--exp=config.pickle": "--exp=config.pickle: not an option; settings are typed as key=value",
+    "+experiment.model.latent_dim=5": f"unknown key experiment.model.latent_dim: {LATENT_DIM}",
+    "experiment.seed=5": "unknown key experiment.seed: did you mean seed?",
+    "logger=none +logger.foo=1": "unknown key logger.foo: there is no logger; logger=csv",
+    "+callbacks.x=5": "unknown key callbacks.x: callbacks has best, ",
+    "callbacks=minimal callbacks.latents.count=5": (
+        "unknown key callbacks.latents.count: callbacks=[minimal,latents] adds callbacks.latents"
+    ),
+    "callbacks.best=5": "callbacks.best=5: holds settings, so type callbacks.best.<name>=…",
+    "callbacks.early_stopping.min_delta=2": (
+        "callbacks.early_stopping.min_delta=2: changes nothing without a patience; "
+        "type callbacks.early_stopping.patience=… as well"
+    ),
+    "callbacks=[]": "callbacks=[]: a group can't be left out; choose from best, dashboard",
+    "callbacks=[nosuch]": "callbacks=nosuch: not found; choose from best, dashboard, default, ",
+    "model=5": "model=5: not found; choose from conditional, convolutional, vae",
+    "model=": "model=: not found; choose from conditional, convolutional, vae",
+    "+model=null": "model=null: a group can't be left out; choose from conditional, convolutional",
+    "model=a/b": "model=a/b: not found; choose from conditional, convolutional, vae",
+    "experiment=5": "experiment=5: not found; choose from aevb, iwae, jaanli, pytorch_example",
+    "++model.hidden_dims.a=1": (
+        "++model.hidden_dims.a=1: model.hidden_dims holds a value, no settings; "
+        "type model.hidden_dims=…"
+    ),
+    "++seed.x=1": "++seed.x=1: seed holds a value, no settings; type seed=…",
+    "=3": "=3: no key; type key=value",
+    "~trainer.max_epochs": "~trainer.max_epochs: can't be left out; type trainer.max_epochs=… to",
+    "~trainer.accelerator": "~trainer.accelerator: can't be left out; type trainer.accelerator=…",
+    "~model.latent_dim": "~model.latent_dim: can't be left out; type model.latent_dim=… to change",
+    "~data.batch_size=128": "~data.batch_size=128: can't be left out; type data.batch_size=… to",
+    "~seed": "~seed: can't be left out; type seed=… to change it",
+    "~resume": "~resume: can't be left out; type resume=… to change it",
+    "~callbacks.best.monitor": "~callbacks.best.monitor: can't be left out; type callbacks.",
+    "~hydra.run.dir": "~hydra.run.dir: not offered; type a setting, as hydra.run.dir=…",
+    "hydra=null": "hydra=null: not offered; type a setting, as hydra.run.dir=…",
+    "hydra.job.name=x": "hydra.job.name=x: changes nothing here; of Hydra's settings there are ",
+    "hydra.job.chdir=true": "hydra.job.chdir=True: changes nothing here; of Hydra's settings there",
+    "+hydra.nosuch=1": "hydra.nosuch=1: changes nothing here; of Hydra's settings there are ",
+    "hydra.verbose=x": "hydra.verbose=x: must be true or false",
+    "seed=${seed}": "seed=${seed}: Recursive interpolation detected",
     "+hydra.callbacks.x._target_=os.system": (
         "hydra.callbacks={'x': {'_target_': 'os.system'}}: not offered"
     ),
@@ -260,6 +297,134 @@ def test_a_config_directory_of_ones_own_is_searched_and_its_keys_are_checked(tmp
         )
 
 
+RECIPES = {
+    "model:\n  latent_dim: 5\n": "experiment=mine: no part gets its values; "
+    "let {file} begin with the line\n# @package _global_",
+    "# @package _global_\nmodel: null\n": "model=None: holds settings, so type model.<name>=…",
+    "# @package _global_\ntrainer: 5\n": "trainer=5: holds settings, so type trainer.<name>=…",
+    "# @package _global_\nhydra:\n  job: {chdir: true}\n": "hydra.job.chdir=True: changes nothing",
+    "# @package _global_\nmodel:\n  1: 5\n": "unknown key model.1: model has ",
+    "# @package _global_\nmodel:\n  network: é\n": "the configuration can't be composed: 'utf-8' ",
+    "# @package _global_\n- 1\n": "In 'experiment/mine': ConfigTypeError raised while composing ",
+    "# @package _global_\nmodel: &a\n  x: *a\n": "the configuration can't be composed: maximum rec",
+    "# @package _global_\ndefaults: 5\n": "the configuration can't be composed: Invalid defaults ",
+    "# @package _global_\ndefaults: [nosuch]\n": "experiment=nosuch: not found; choose from aevb, ",
+}
+
+
+@pytest.mark.parametrize(("recipe", "message"), RECIPES.items(), ids=range(len(RECIPES)))
+def test_a_recipe_that_reaches_no_part_or_can_not_be_read_is_refused(
+    tmp_path, monkeypatch, recipe, message
+):
+    folder, here = tmp_path / "recipes" / "experiment", tmp_path / "here"
+    folder.mkdir(parents=True)
+    here.mkdir()
+    (folder / "mine.yaml").write_bytes(recipe.encode("latin-1"))
+    message = message.format(file=folder / "mine.yaml")
+    for more in ([], ["--multirun", "seed=1,2"]):
+        line = ["--config-dir", str(tmp_path / "recipes"), "experiment=mine", *more]
+        told = refusal(here, monkeypatch, *line)
+        if not (more and "hydra" in recipe):  # which each job reports
+            assert told.startswith(f"error: {message}")
+
+
+def test_a_search_without_its_package_is_refused_too(tmp_path, monkeypatch):
+    folder, here = tmp_path / "mine" / "search", tmp_path / "here"
+    folder.mkdir(parents=True)
+    here.mkdir()
+    (folder / "own.yaml").write_text("search:\n  model:\n    latent_dim: [2, 3]\n")
+    line = ["--config-dir", str(tmp_path / "mine"), "search=own"]
+    told = refusal(here, monkeypatch, *line, command="tune")
+    assert told.startswith("error: search=own: no part gets its values; let ")
+
+
+def test_a_trainer_of_ones_own_has_all_keys_that_ours_sets(tmp_path, monkeypatch):
+    folder, here = tmp_path / "mine" / "trainer", tmp_path / "here"
+    folder.mkdir(parents=True)
+    here.mkdir()
+    line = ["--config-dir", str(tmp_path / "mine"), "trainer.max_epochs=-7"]
+    text = "_target_: lightning.Trainer\nmax_epochs: 1\n"
+    (folder / "short.yaml").write_text(text)
+    (folder / "whole.yaml").write_text(f"defaults: [default]\n{text}")
+    told = refusal(here, monkeypatch, *line, "trainer=short")
+    assert told.startswith("error: trainer.accelerator is missing: a file of your own for the ")
+    assert "trainer.max_epochs=-7: must" in refusal(here, monkeypatch, *line, "trainer=whole")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.latent_dim=5", "unknown key model.latent_dim: "),
+        ("+experiment.seed=5", "unknown key experiment.seed: "),
+        ("experiment=iwae", "unknown key experiment: "),
+        ("data=mnist", "data=mnist: data holds settings here, so type data.<name>=…"),
+        ("++data=5", "++data=5: data holds settings here, so type data.<name>=…"),
+        ("trainer=null", "trainer=null: trainer holds settings here, so type trainer.<name>=…"),
+        ("~data.dir", "~data.dir: can't be left out; type data.dir=… to change it"),
+    ],
+)
+def test_what_another_command_would_read_is_refused(tmp_path, monkeypatch, override, message):
+    told = refusal(tmp_path, monkeypatch, "checkpoint=x", override, command="evaluate")
+    assert told.startswith(f"error: {message}")
+
+
+# -- other projects' names ------------------------------------------------------------------------
+
+OTHER_NAMES = {
+    "epochs=3": "trainer.max_epochs",
+    "lr=1e-2": "optimizer.learning_rate",
+    "optimizer.lr=1e-2": "optimizer.learning_rate",
+    "learning_rate=1": "optimizer.learning_rate",
+    "model.beta=4": "model.kl_weight",
+    "beta=4": "model.kl_weight",
+    "z_dim=2": "model.latent_dim",
+    "model.z-dim=2": "model.latent_dim",
+    "hidden_size=2": "model.hidden_dims",
+    "bs=3": "data.batch_size",
+    "batch_size=3": "data.batch_size",
+    "trainer.overfit_batches=1": "trainer.limit_train_batches",
+    "overfit_batches=1": "trainer.limit_train_batches",
+    "patience=3": "callbacks.early_stopping.patience",
+    "gpus=2": "trainer.devices",
+    "device=cuda": "trainer.accelerator",
+    "use_cuda=true": "trainer.accelerator=gpu",
+    "no_cuda=true": "trainer.accelerator=cpu",
+    "out=x": "hydra.run.dir",
+    "ckpt=x": "resume",
+    "dataset=mnist": "data",
+    "data_dir=x": "data.dir",
+    "optim=sgd": "optimizer",
+}
+
+
+@pytest.mark.parametrize(("override", "ours"), OTHER_NAMES.items(), ids=OTHER_NAMES.keys())
+def test_another_projects_name_is_answered_with_ours(tmp_path, monkeypatch, override, ours):
+    key = override.partition("=")[0]
+    told = refusal(tmp_path, monkeypatch, override)
+    assert told == f"error: unknown key {key}: did you mean {ours}?"
+
+
+def test_what_nothing_here_has_is_said_to_be_missing(tmp_path, monkeypatch):
+    for key in ("num_workers", "data.num_workers"):
+        told = refusal(tmp_path, monkeypatch, f"{key}=2")
+        assert (
+            told == f"error: unknown key {key}: the images lie in memory, and no workers load them"
+        )
+
+
+def test_the_table_of_names_leads_to_keys_that_a_command_has():
+    known = {"hydra.run.dir"}
+    for root in CONFIGS.glob("*.yaml"):
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            known |= keys.known_keys(root.stem, [])
+    assert {each.partition("=")[0] for each in elsewhere.INSTEAD} <= known
+    for instead, names in elsewhere.INSTEAD.items():
+        key = instead.partition("=")[0]
+        for name in names.split():
+            assert elsewhere.instead_of(name, {key}) is not None
+            assert elsewhere.instead_of(name.upper().replace("_", "-"), {key}) is not None
+
+
 def test_the_whole_traceback_comes_on_request(tmp_path):
     finished = run(
         "train", "model.latnet_dim=3", cwd=tmp_path, environment={"HYDRA_FULL_ERROR": "1"}
@@ -294,7 +459,7 @@ def test_help_and_typos_are_answered_without_importing_torch(tmp_path, arguments
     ],
 )
 def test_a_typo_costs_one_composition(tmp_path, monkeypatch, typo):
-    keys._composed_keys.cache_clear()
+    keys._composed.cache_clear()
     composed = []
     compose = ConfigLoaderImpl.load_configuration
     monkeypatch.setattr(

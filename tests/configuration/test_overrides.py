@@ -99,17 +99,18 @@ def plain():
 
 MENDED = {
     "model.kl_weight": [math.inf, math.nan],
-    "model.free_bits": [math.inf],
+    "model.free_bits": [math.inf, 1e39, 1e-50],
     "optimizer.weight_decay": [math.inf],
     "optimizer.schedule_passes": [[]],
     "model.latent_dim": [2**64, 10**9],
-    "model.hidden_dims": [[2**64], [10**9]],
+    "model.hidden_dims": [[2**64], [10**9], 400, "abc"],
     "model.num_samples": [10**7],
     "optimizer.options": [
         {"amsgrad": "abc"},
         {"eps": math.inf},
         {"betas": [0.9]},
         {"foreach": True},
+        {"eps": 1e-300},
         {"eps": "1e-4"},
     ],
     "data.batch_size": [2**64],

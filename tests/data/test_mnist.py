@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from conftest import DATA
 from small_sets import indices, make, shrink_larochelle, write_amat
 from vae_lightning import MNISTDataModule
-from vae_lightning.data.catalogue import DATASETS, Dataset, data_folder
+from vae_lightning.data.catalogue import DATASETS, data_folder
 from vae_lightning.data.download import read
 
 
@@ -125,7 +126,8 @@ def test_the_relatives_are_read_from_their_published_compressed_files(tmp_path, 
         content = gzip.compress((DATA / "mnist_subset" / filename.removesuffix(".gz")).read_bytes())
         (folder / filename).write_bytes(content)
         digests[filename] = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(DATASETS, name, Dataset(DATASETS[name].folder, digests, 400, 200))
+    small = replace(DATASETS[name], files=digests, train_size=400, test_size=200)
+    monkeypatch.setitem(DATASETS, name, small)
     data = MNISTDataModule(name=name, dir=str(tmp_path), val_size=10)
     data.prepare_data()
     data.setup()

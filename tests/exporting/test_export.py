@@ -174,8 +174,12 @@ def test_a_missing_package_is_told_with_what_brings_it(trained, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "checkpoint is missing: write checkpoint=…"),
-        (["checkpoint=nosuch"], "checkpoint=nosuch: is neither a file nor a run directory"),
+        ([], "checkpoint is missing: type checkpoint=…"),
+        (
+            ["checkpoint=nosuch"],
+            "checkpoint=nosuch: not found; "
+            "type a checkpoint file or a run directory, as outputs/train/<run>",
+        ),
         (
             ["checkpoint=x", "formats=[tflite]"],
             "formats=['tflite']: must be 'onnx', 'torch_export' or 'safetensors'",

@@ -31,6 +31,7 @@ from vae_lightning.runs.checkpoints import (
     keep,
     newest_whole,
     read,
+    steps,
 )
 
 
@@ -90,7 +91,7 @@ def test_checkpoints_hold_plain_values_only(trained):
     assert settings["val_size"] == 80
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     stored = checkpoint["hyper_parameters"]
-    assert stored.keys() == {"model", "optimizer", "seed", "version"}
+    assert stored.keys() == {"model", "optimizer", "seed", "trainer", "version"}
     assert stored["model"].keys() == {"target", "settings", "data"}
     assert stored["model"]["settings"]["latent_dim"] == 3
     assert stored["version"] == vae_lightning.__version__
@@ -133,7 +134,7 @@ def test_the_hostile_file_would_have_run_code(tmp_path):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a file nor a run directory"):
+    with pytest.raises(FileNotFoundError, match="not found; type a checkpoint file or a run"):
         find_checkpoint(tmp_path / "nosuch")
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/best\.ckpt or last\.ckpt"):
         find_checkpoint(tmp_path)
@@ -205,6 +206,116 @@ def test_a_run_of_version_0_1_is_not_resumed(tmp_path):
     told = str(train(tmp_path, f"resume={tmp_path / 'run'}"))
     assert "begun by version 0.1, and only version 0.1 goes on with it" in told
     assert len(told.splitlines()) == 1
+
+
+# -- whose files are whose -------------------------------------------------------------------------
+
+NOT_OURS = [
+    "best_model.ckpt",
+    "best_epoch=3.ckpt",
+    "best_1.ckpt",
+    "step_backup.ckpt",
+    "step_3_backup.ckpt",
+    "step_0000000x.ckpt",
+    "step_000000003.ckpt",
+    "step_00000001.ckpt.old",
+    "other.ckpt",
+    ".best_model.ckpt.tmp",
+    ".notes.tmp",
+]
+
+
+def test_files_of_other_names_stay_and_are_no_steps(tmp_path):
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints"
+    for name in NOT_OURS:
+        (folder / name).write_text(name)
+        (folder / f"{name}.sha256").write_text(name)
+    save(tmp_path, 3, 4)
+    assert steps(tmp_path) == [4, 3]
+    for name in NOT_OURS:
+        assert (folder / name).read_text() == (folder / f"{name}.sha256").read_text() == name
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints"
+    names = ["step_00000003.ckpt", ".step_00000004.ckpt.tmp", ".step_00000003.ckpt.sha256.tmp"]
+    for name in (*names, "best_00000002.ckpt", ".best_00000003.ckpt.tmp"):
+        (folder / name).touch()
+    for name in (".last.ckpt.tmp", ".best.ckpt.tmp"):
+        (folder / name).symlink_to("step_00000002.ckpt")
+    save(tmp_path, 5)
+    kept = {"step_00000003.ckpt", "step_00000005.ckpt", "step_00000005.ckpt.sha256", "last.ckpt"}
+    assert {file.name for file in folder.iterdir()} == kept
+
+
+def test_steps_of_nine_digits_are_kept_in_order(tmp_path):
+    save(tmp_path, 99_999_998, 99_999_999, 100_000_000)
+    assert steps(tmp_path) == [100_000_000, 99_999_999]
+    assert newest_whole(tmp_path, -1)[0] == 100_000_000
+
+
+def test_copies_in_the_place_of_links_become_links_again(tmp_path):
+    """As ``cp -rL`` and stores without links leave them."""
+    save(tmp_path, 1, 2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    last.unlink()
+    last.write_bytes(content)
+    assert newest_whole(tmp_path, -1)[0] == 2
+    assert last.readlink().name == "step_00000002.ckpt"
+
+
+def test_another_file_in_the_place_of_a_link_is_refused_and_stays(tmp_path):
+    save(tmp_path, 1, 2)
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.write_text("mine")
+    told = r"checkpoints/best\.ckpt is none of this run's checkpoints, and would be replaced"
+    with pytest.raises(ConfigurationError, match=told):
+        newest_whole(tmp_path, -1)
+    with pytest.raises(OSError, match=r"best\.ckpt can't be written: a file is there, and no link"):
+        atomic_files.point(best, "step_00000002.ckpt")
+    assert best.read_text() == "mine"
+
+
+MINE = (
+    "+callbacks.mine={_target_: lightning.pytorch.callbacks.ModelCheckpoint,"
+    "dirpath: '${hydra:runtime.output_dir}/checkpoints', save_top_k: -1, %s}"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ("filename: best", "best.ckpt"),
+        ("filename: last", "last.ckpt"),
+        ("filename: mine, save_last: true", "last.ckpt"),
+        (
+            "filename: 'step_{step:08d}', auto_insert_metric_name: false",
+            "step_00000010.ckpt",
+        ),
+        (
+            "filename: 'best_{epoch:08d}', auto_insert_metric_name: false",
+            "best_00000010.ckpt",
+        ),
+    ],
+)
+def test_a_callback_that_would_write_the_run_s_own_names_is_refused(tmp_path, settings, name):
+    told = str(train(tmp_path, *SMALL, MINIMAL, MINE % settings))
+    assert f"a ModelCheckpoint would write {name} there" in told
+    assert len(told.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_a_user_s_own_callback_stay(tmp_path):
+    mine = MINE % "filename: 'best_{epoch}', every_n_epochs: 1"
+    assert train(tmp_path, *SMALL, MINIMAL, mine, "trainer.max_epochs=4") == 0
+    folder = run_of(tmp_path) / "checkpoints"
+    assert sorted(file.name for file in folder.glob("best_*.ckpt")) == [
+        f"best_epoch={epoch}.ckpt" for epoch in range(4)
+    ]
+    assert all(map(is_verified, folder.glob("best_*.ckpt")))
 
 
 # -- what a kill, a full disk and a flipped bit leave ---------------------------------------------

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
+from chaos.faults import Calls, forked
 from conftest import DATA, SUBSET, build_module, typed
 from vae_lightning.data.mnist import MNISTDataModule
+from vae_lightning.runs import loggers
 from vae_lightning.runs.log_file import log_to
 from vae_lightning.runs.loggers import RunCSVLogger, RunLogger
 from vae_lightning.training import experiment
@@ -57,6 +60,18 @@ def fill(descriptor):
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, descriptor)
     os.close(full)
+
+
+def fill_at(patch, name):
+    """Let the disk be full wherever a file of a name is opened from now on."""
+    opened = os.open
+
+    def open_(path, *arguments, **others):
+        if name in os.path.basename(os.fsdecode(path)):
+            return opened("/dev/full", os.O_WRONLY)
+        return opened(path, *arguments, **others)
+
+    patch.setattr(os, "open", open_)
 
 
 def fill_event_file(logger):
@@ -197,14 +212,15 @@ def test_a_folder_that_cannot_be_made_is_told_once_and_changes_nothing_else(
     assert warnings_of(caplog) == [told]
 
 
-def test_a_full_disk_under_the_projector_is_told_once(subset, tmp_path, caplog, undisturbed):
-    folder = tmp_path / "tensorboard" / "00040" / "posterior_means"
-    folder.mkdir(parents=True)
-    (folder / "tensors.tsv").symlink_to("/dev/full")
+def test_a_full_disk_under_the_projector_is_told_once(
+    subset, tmp_path, caplog, undisturbed, monkeypatch
+):
+    fill_at(monkeypatch, "tensors.tsv")
     assert_equal(
         fit(subset, tmp_path, RunLogger(tmp_path, **TENSORBOARD)).state_dict(), undisturbed
     )
-    assert len(warnings_of(caplog)) == 1
+    told = no_longer_written("TensorBoard's files", tmp_path / "tensorboard")
+    assert warnings_of(caplog) == [told]
     assert not (tmp_path / "tensorboard" / "projector_config.pbtxt").exists()
 
 
@@ -245,14 +261,36 @@ def test_a_resumed_logger_purges_the_steps_that_come_again(tmp_path, torn):
     assert [event.step for event in events.Histograms("latents/kl")] == [10]
 
 
+@pytest.mark.parametrize("behind", [0.5, 2, 100_000])
+def test_where_the_clock_is_behind_at_a_resume_each_step_is_shown_once_and_in_order(
+    tmp_path, monkeypatch, behind
+):
+    """As on another node: TensorBoard reads event files in the order of their names."""
+    now = time.time()
+    for clock, purge_step, logged in ((0, None, (10, 20, 30)), (-behind, 20, (20, 30))):
+        monkeypatch.setattr(loggers.time, "time", lambda clock=clock: now + clock)
+        for _ in range(2):  # as fit and test, and as a run that is resumed twice
+            logger = RunLogger(tmp_path, **TENSORBOARD)
+            logger.purge_step = purge_step
+            for step in logged:
+                logger.log_metrics({"train/loss": step + clock}, step)
+            logger.finalize("success")
+            purge_step = purge_step or 10
+    events = EventAccumulator(logger.log_dir).Reload().Scalars("train/loss")
+    expected = [(10, 10), (20, pytest.approx(20 - behind)), (30, pytest.approx(30 - behind))]
+    assert [(event.step, event.value) for event in events] == expected
+
+
 # -- pictures and lines ---------------------------------------------------------------------------
 
 
-def test_a_full_disk_under_the_pictures_is_told_once(subset, tmp_path, caplog, undisturbed):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "reconstructions_002.png").symlink_to("/dev/full")
+def test_a_full_disk_under_the_pictures_is_told_once(
+    subset, tmp_path, caplog, undisturbed, monkeypatch
+):
+    fill_at(monkeypatch, "reconstructions_002.png")
     assert_equal(fit(subset, tmp_path, False).state_dict(), undisturbed)
-    assert warnings_of(caplog) == [no_longer_written("Pictures", tmp_path / "images")]
+    told = no_longer_written("Pictures", tmp_path / "images")
+    assert warnings_of(caplog) == [told]
     assert sorted(file.name for file in (tmp_path / "images").iterdir()) == [
         "prior_samples_001.png",
         "reconstructions_001.png",
@@ -270,6 +308,13 @@ def test_a_full_disk_under_the_log_file_is_told_once(tmp_path, caplog, capfd):
     told = no_longer_written("Lines", tmp_path / "train.log")
     assert [record.getMessage() for record in caplog.records] == ["one", "two", told, "three"]
     assert not capfd.readouterr().err
+
+
+def test_a_logged_line_holds_no_control_characters_but_line_ends_and_tabs(tmp_path):
+    with log_to(tmp_path / "train.log"):
+        logging.getLogger("vae_lightning").warning("a\x1b[31m\rb\n\tc é")
+    line = (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert line.endswith("a\\x1b[31m\\rb\n\tc é\n")
 
 
 def test_a_mistake_in_a_logged_line_is_still_shown(tmp_path, capfd):
@@ -307,8 +352,7 @@ def test_a_run_with_a_full_disk_under_all_that_it_can_do_without_ends_as_it_woul
         assert parts.trainer.logger.experiment
         fill_event_file(parts.trainer.logger)
         fill(logging.getLogger().handlers[-1].stream.fileno())
-        (parts.directory / "images").mkdir()
-        (parts.directory / "images" / "prior_samples_001.png").symlink_to("/dev/full")
+        fill_at(monkeypatch, "prior_samples_001.png")
 
     train_with(obstacles, tmp_path, monkeypatch)
     shown = capfd.readouterr()
@@ -332,7 +376,7 @@ def test_a_full_disk_under_the_figures_is_an_error(tmp_path, monkeypatch):
         SystemExit, match=rf"metrics.json can't be written: {os.strerror(errno.ENOSPC)}"
     ):
         train_with(
-            lambda parts: (parts.directory / ".metrics.json.tmp").symlink_to("/dev/full"),
+            lambda parts: fill_at(monkeypatch, ".metrics.json.tmp"),
             tmp_path,
             monkeypatch,
         )
@@ -367,14 +411,82 @@ def test_a_resumed_table_keeps_its_rows_up_to_the_step_that_comes_again(tmp_path
     assert rows == [(10, "10", ""), (20, "40", ""), (30, "50", "-30")]
 
 
-def test_a_full_disk_under_the_table_is_told_once(tmp_path, caplog):
+def test_a_full_disk_under_the_table_is_told_once(tmp_path, caplog, monkeypatch):
     logger = RunCSVLogger(tmp_path, name="csv", version="")
-    Path(logger.experiment.metrics_file_path).symlink_to("/dev/full")
+    fill_at(monkeypatch, "metrics.csv")
     for step in (99, 199):
         logger.log_metrics({"train/loss": 1.0}, step)
     logger.finalize("success")
     assert not logger.experiment.metrics  # what can't be written isn't kept either
     assert len(warnings_of(caplog)) == 1
+
+
+def logged_rows(directory, *end):
+    """Write the rows of three steps in a fork that ends while it does so; return those left."""
+
+    def run():
+        with Calls(*end) as calls:
+            log_rows(RunCSVLogger, directory)
+        (directory / "called").write_text(str(len(calls.called)))
+        return 0
+
+    directory.mkdir()
+    status = forked(run, directory / "output")
+    assert status == (-9 if end else 0), (directory / "output").read_text()
+    return rows_of(directory)
+
+
+def rows_of(directory):
+    """Return the steps and the losses of a table; none if it isn't there."""
+    file = directory / "csv" / "metrics.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return [(row["step"], row["train/loss"]) for row in csv.DictReader(lines)]
+
+
+ROWS = [("10", "10"), ("20", "20"), ("30", "30")]
+"""The last one has a figure more, for which the table is written anew."""
+
+
+def test_whenever_it_ends_a_table_holds_the_rows_that_were_written_before(tmp_path):
+    assert logged_rows(tmp_path / "whole") == ROWS
+    counts = []
+    for position in range(int((tmp_path / "whole" / "called").read_text())):
+        rows = logged_rows(tmp_path / str(position), position, "after")
+        assert rows == ROWS[: len(rows)]
+        counts.append(len(rows))
+    assert counts == sorted(counts)
+    assert set(counts) == {0, 1, 2, 3}
+
+
+DAMAGES = {
+    "cut": lambda content: content[:-4],
+    "zeros": lambda content: content + bytes(4096),
+    "zeros within": lambda content: content.replace(b"30.0", bytes(4)).replace(b"30", bytes(2)),
+    "no text": lambda content: content + b"\xff\xfe,\x80\r\n",
+    "no step": lambda content: content.replace(b"\n30,", b"\n,"),
+    "a field less": lambda content: content + b"40\r\n",
+    "a long field": lambda content: content + b"4" * 200_000 + b",40,1\r\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_line_of_a_table_is_left_out_and_the_others_stay(tmp_path, caplog, damage):
+    file = log_rows(RunCSVLogger, tmp_path)
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    log_rows(RunCSVLogger, tmp_path, purge_step=100, steps=(100,))
+    kept = ROWS[:2] if damage in ("cut", "zeros within", "no step") else ROWS
+    assert rows_of(tmp_path) == [*kept, ("100", "200")]
+    assert warnings_of(caplog) == [f"{file}: damaged lines are left out (1)"]
+
+
+def test_a_table_that_is_none_of_ours_stays(tmp_path, caplog):
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text("name,mark\r\nAda,1\r\n")
+    log_rows(RunCSVLogger, tmp_path)
+    assert (tmp_path / "csv" / "metrics.csv").read_bytes() == b"name,mark\r\nAda,1\r\n"
+    assert "are no longer written (its first line is damaged)" in warnings_of(caplog)[0]
 
 
 # -- memory ---------------------------------------------------------------------------------------
@@ -419,7 +531,8 @@ def test_of_what_an_epoch_allocates_only_a_leak_is_kept(tmp_path, monkeypatch):
 
     few = [f"callbacks.{name}.count=20" for name in (*memory.DRAWN, "projector")]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", *memory.OVERRIDES, *few, "trainer.max_epochs=4"])
+    typed_ = [each for each in memory.OVERRIDES if not each.startswith("trainer.max_epochs=")]
+    monkeypatch.setattr(sys, "argv", ["train", *typed_, *few, "trainer.max_epochs=4"])
     gc.collect()  # of earlier tests
     gc.disable()  # so that it isn't luck if no figure waits to be freed
     try:

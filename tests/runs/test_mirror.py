@@ -505,7 +505,8 @@ def test_each_job_of_a_sweep_has_a_place_of_its_own_and_keeps_it(tmp_path, store
     assert train(tmp_path, *line, f"sweep={swept}") == 0
     places = {path[: path.index("/.hydra/")] for path in store if "/.hydra/" in path}
     assert places == {f"/m/{swept.name}/{job}" for job in (0, 1)}
-    assert sorted(each.name for each in swept.iterdir()) == ["0", "1", "multirun.yaml"]
+    shown = [each.name for each in swept.iterdir() if not each.name.startswith(".")]
+    assert sorted(shown) == ["0", "1", "multirun.yaml"]
     for job in (0, 1):
         contents = {
             path.removeprefix(f"/m/{swept.name}/{job}/"): content
@@ -569,7 +570,7 @@ def test_such_an_address_leaves_nothing_behind(tmp_path, capsys, typed):
     [
         ("outputs/mirror", "mirror=outputs/mirror: must be an address"),
         ("3", "mirror=3: must be an address"),
-        ("[a]", "mirror=['a']: must be an address"),
+        ("[a]", "mirror=[a]: must be an address"),
         ("file:///nosuch/folder", "mirror=file:///nosuch/folder: no such folder"),
         ("${data.dir}", f"mirror={DATA}: must be an address"),
     ],
@@ -702,3 +703,88 @@ def test_a_run_goes_on_being_mirrored_to_where_it_was_fetched_from(once, tmp_pat
     assert (
         "mirror: memory://copied/run\n" in (run_of(tmp_path) / ".hydra" / "config.yaml").read_text()
     )
+
+
+# -- what the user has there ----------------------------------------------------------------------
+
+THEIRS = ["notes.txt", "images/mine.png", "backup/best.ckpt", "checkpoints/best_model.ckpt", ".x"]
+
+
+def test_a_run_that_comes_to_nothing_takes_only_its_own_files_away_again(tmp_path, monkeypatch):
+    """A file that came there in between stays, and so do the folders around it."""
+    share = tmp_path / "share"
+    share.mkdir()
+
+    def stop(*_):
+        [place] = share.iterdir()
+        (place / "notes.txt").write_text("mine")
+        raise signals.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(VAEModule, "on_fit_start", stop)
+    assert train(tmp_path / "here", *SHORT[:-1], f"mirror=file://{share}") == 143
+    assert [file.name for file in share.rglob("*") if file.is_file()] == ["notes.txt"]
+
+
+def test_a_run_that_comes_to_nothing_leaves_no_folder_there_but_that_which_it_found(
+    tmp_path, monkeypatch
+):
+    share = tmp_path / "share"
+    share.mkdir()
+
+    def stop(*_):
+        raise signals.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(VAEModule, "on_fit_start", stop)
+    assert train(tmp_path / "here", *SHORT[:-1], f"mirror=file://{share}") == 143
+    assert list(share.iterdir()) == []
+
+
+def test_files_of_the_user_stay_there_when_a_run_goes_on(once, tmp_path):
+    run, states, address = once
+    root = address.removeprefix("memory:/")
+    hold({**states[-2], **{f"{root}/{name}": b"mine" for name in THEIRS}})
+    ours = shutil.copytree(run, tmp_path / run.name, symlinks=True)
+    (ours / "metrics.json").unlink()
+    assert train(tmp_path, f"resume={ours}") == 0
+    contents, _ = mirrored()
+    assert {name: contents.get(name) for name in THEIRS} == dict.fromkeys(THEIRS, b"mine")
+    assert "metrics.json" in contents
+
+
+@pytest.mark.parametrize("name", ["train.log", "checkpoints", ".hydra/begun"])
+def test_nothing_is_written_through_a_link_on_a_share(once, tmp_path, capsys, name):
+    run = shutil.copytree(once[0], tmp_path / "here" / once[0].name, symlinks=True)
+    place = shutil.copytree(once[0], tmp_path / "share" / once[0].name)
+    (run / "metrics.json").unlink()
+    (place / "metrics.json").unlink()
+    outside = tmp_path / "outside"
+    (place / name).rename(outside)
+    (place / name).symlink_to(outside)
+    if outside.is_file():
+        outside.write_text("mine")
+    before = {file: file.read_bytes() for file in [outside, *outside.rglob("*")] if file.is_file()}
+    status = train(tmp_path, f"resume={run}", f"mirror=file://{tmp_path / 'share'}")
+    assert f"not all of the run is there ({name} is a link there)" in status
+    assert f"({name} is a link there); the run goes on" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in before} == before
+    assert (place / name).is_symlink()
+    assert (run / "metrics.json").exists()
+
+
+def test_a_folder_of_the_name_in_which_a_run_is_put_together_stays(once, tmp_path):
+    _, states, address = once
+    hold(states[-2])
+    name = f".{address.rpartition('/')[2]}.{os.getpid()}.0"
+    folder = tmp_path / "outputs" / "train" / name
+    folder.mkdir(parents=True)
+    (folder / "mine").touch()
+    assert train(tmp_path, f"resume={address}") == 0
+    assert (folder / "mine").exists()
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_of_steps_of_nine_digits_the_newest_is_seen():
+    names = {f"checkpoints/step_{step:08d}.ckpt" for step in (99_999_999, 100_000_000)}
+    names |= {f"{name}.sha256" for name in names}
+    assert mirror._newest(names) == "checkpoints/step_100000000.ckpt"
+    assert all(mirror._turn(name) for name in names)

@@ -3,8 +3,10 @@
 ``make chaos`` tries every step.
 """
 
+import json
 import random
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -273,6 +275,30 @@ def test_what_is_no_run_directory_is_refused(tmp_path, kind):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("trainer", None), ("data", 3), ("callbacks", "x"), ("model", [1])]
+)
+def test_a_stored_configuration_with_another_thing_in_a_group_s_place_is_refused(
+    stopped, key, value
+):
+    file = stopped / ".hydra" / "config.yaml"
+    config = OmegaConf.load(file)
+    config[key] = value
+    OmegaConf.save(config, file)
+    assert refused(stopped).endswith(f"no run directory that train has made ({key} is no group)")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[" * 100_000, '{"run": {"epochs": 1e400}}', "[]"],
+    ids=["empty", "deep", "infinite", "a list"],
+)
+def test_figures_that_are_none_do_not_keep_a_run_from_its_end(stopped, content):
+    (stopped / "metrics.json").write_text(content)
+    assert train(stopped.parent, f"resume={stopped}") == 0
+    assert json.loads((stopped / "metrics.json").read_text())["run"]["steps"] == 4
+
+
 def test_a_directory_that_is_trained_in_is_left_alone(stopped):
     with FileLock(stopped / ".hydra" / ".lock"):
         assert refused(stopped) == f"error: resume={stopped}: another process is training there"
@@ -345,9 +371,20 @@ def test_what_is_not_finite_ends_the_run_unsaved_and_the_run_goes_on_without_it(
         assert names_what_is_not_finite(str(train(tmp_path, *SHORT)), step)
         run = run_of(tmp_path)
         assert all(finite(file) for file in run.rglob("*.ckpt"))
+        told = str(train(tmp_path / "other", *SHORT, "optimizer.learning_rate=0.002"))
         assert names_what_is_not_finite(str(train(tmp_path, f"resume={run}")), step)
     assert train(tmp_path, f"resume={run}") == 0
     assert differences(run, stopped_once[1]) == []
+    # The run's files are named, and the line goes on with a tenth of the rate.
+    place, _, line = told.splitlines()[1].partition(". With a tenth of the rate:  ")
+    other = run_of(tmp_path / "other").relative_to(tmp_path / "other")
+    assert re.fullmatch(rf"Its files, saved up to step [12]: {other}", place)
+    _, dash, module, *overrides = shlex.split(line)
+    assert (dash, module) == ("-m", "vae_lightning.train")
+    assert train(tmp_path / "again", *overrides) == 0
+    again = OmegaConf.load(run_of(tmp_path / "again") / ".hydra" / "config.yaml")
+    assert again.optimizer.learning_rate == pytest.approx(0.0002)
+    assert again.data.batch_size == 80
 
 
 def test_no_step_waits_for_the_device(subset, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run, leave nothing or all that was done, and set the exit status."""
+"""SIGTERM, Ctrl-C and SIGHUP end a run, leave nothing or all that was done, and set its status."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from conftest import LONG, SUBSET
 from vae_lightning import VAEModule
 from vae_lightning.data.mnist import MNISTDataModule
 from vae_lightning.runs import atomic_files, log_file, signals
-from vae_lightning.runs.checkpoints import VerifiedFiles, steps
+from vae_lightning.runs.checkpoints import VerifiedFiles, is_verified, steps
 from vae_lightning.training import experiment
 from vae_lightning.training.callbacks.pictures import LatentPicture
 
@@ -70,7 +70,15 @@ def test_what_was_done_is_saved_and_the_rest_is_done_by_a_resume(tmp_path, whole
     assert differences(run_of(tmp_path), whole) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(autouse=True)
+def hangup():
+    """SIGHUP as a terminal's process has it: whatever runs the tests may ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_between_accumulated_gradients_waits_for_the_step(tmp_path, number, capsys):
     with called_at(VAEModule, "training_step", 1, raise_signal(number), after=True):
         assert train(tmp_path, *TYPED, "trainer.accumulate_grad_batches=2") == 128 + number
@@ -182,3 +190,68 @@ def test_a_second_ctrl_c_ends_a_process_in_the_middle_of_a_step(tmp_path):
     process.communicate(timeout=LONG)
     assert process.returncode == -signal.SIGINT
     assert time.monotonic() - began < LONG / 2
+
+
+def test_a_process_that_was_begun_with_nohup_is_not_ended_by_sighup(tmp_path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with called_at(VAEModule, "training_step", 2, raise_signal(signal.SIGHUP)):
+        assert train(tmp_path, *TYPED) == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_second_sighup_does_not_end_the_process_before_it_has_saved(tmp_path, first):
+    """The system sends one when a terminal is closed, and its shell may send another."""
+
+    def hang_up():
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    with called_at(VAEModule, "training_step", 2, hang_up):
+        assert train(tmp_path, *TYPED) == 128 + first
+    assert steps(run_of(tmp_path)) == [2, 0]
+
+
+def test_a_second_sighup_does_not_disturb_what_is_cleared_away():
+    cleared = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            cleared.append(True)
+
+    with pytest.raises(signals.Interrupted), signals.heeded():
+        work()
+    assert cleared == [True]
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_is_saved(tmp_path):
+    """Nothing can be printed any more: each write to the terminal fails."""
+    script = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "sys.argv[0] = 'train'\n"
+        "from vae_lightning import train; train.main()"
+    )
+    ours, theirs = os.openpty()
+    typed = [*SMALL[:-2], "trainer.max_epochs=100000", "callbacks.last.every_n_steps=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *typed, MINIMAL],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    os.close(theirs)
+    shown = b""
+    while b"epoch 3/" not in shown:
+        shown += os.read(ours, 10_000)
+    os.close(ours)
+    assert process.wait(LONG) == 128 + signal.SIGHUP
+    run = run_of(tmp_path)
+    assert is_verified((run / "checkpoints" / "last.ckpt").resolve())
+    assert "Stopped after" in (run / "train.log").read_text()

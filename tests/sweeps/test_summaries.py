@@ -4,14 +4,17 @@ import csv
 import json
 import os
 import re
+import struct
 
 import numpy as np
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
 
 from conftest import SUBSET, run, typed
-from vae_lightning.sweeps import charts, summaries
+from vae_lightning.runs.loggers import _checksum
+from vae_lightning.sweeps import charts, summaries, tables
 
 PROTOCOL = {
     "data": "mnist",
@@ -154,13 +157,13 @@ def test_what_is_not_finished_is_listed_and_moves_no_mean(sweep, tmp_path, monke
         r"FloatingPointError: train/loss is nan at",
         r"unfinished   sweep/resumed  .*\n +saved up to step 1,200; stopped, or at work still",
         r"damaged      sweep/damaged_0 .*\n +metrics.json, JSONDecodeError",
-        r"damaged      sweep/damaged_1 .*\n +metrics.json, KeyError: 'protocol'",
+        r"damaged      sweep/damaged_1 .*\n +metrics.json, KeyError: 'comparison'",
         r"damaged      sweep/damaged_3 .*\n +metrics.json, .*test/elbo is nan",
         r"damaged      sweep/damaged_4\n +\.hydra/config\.yaml, ParserError",
     ):
         assert re.search(expected, shown)
     assert (
-        "| failed | sweep/diverged | model.latent_dim=5 seed=3 | no checkpoint;"
+        r"| failed | sweep/diverged | model.latent\_dim=5 seed=3 | no checkpoint;"
         in (written / "summary.md").read_text()
     )
 
@@ -312,11 +315,11 @@ def test_directories_are_named_by_their_place_on_the_line(tmp_path, monkeypatch)
 
 
 MISTAKES = {
-    "": "sweep is missing: write sweep=…",
+    "": "sweep is missing: type sweep=…",
     "nosuch": "sweep=nosuch: no such directory",
     "sweep=[]": "sweep=[]: name a directory at least",
     "empty": "sweep=empty: no runs in it; name a sweep's directory, or one of run directories",
-    "runs sweep=empty": "sweep=empty: names another beside runs; leave out sweep=",
+    "runs sweep=empty": "sweep=empty, runs: both name the sweep; keep one",
     "runs --multirun": "--multirun: summarize runs once, over all that is named",
     "runs sort=test/ebo": "sort=test/ebo: no figure or key of these runs; choose from test/loss, "
     "test/elbo, test/log_likelihood, test/kl, model.latent_dim",
@@ -378,6 +381,115 @@ def judged_by_bits(directory, bits, **more):
     content["figures"]["test/bits"] = bits
     content["described"] |= {"test/bits": {"label": "bits", "unit": "bits", "better": "min"}}
     file.write_text(json.dumps(content | {"comparison": "test/bits", "terms": ["test/kl"]}))
+
+
+def damaged(run, kind):
+    """Damage or spoil a finished run in one way, and return the state that it is listed by."""
+    metrics, config = run / "metrics.json", run / ".hydra" / "config.yaml"
+    if kind == "a pipe":
+        metrics.unlink()
+        os.mkfifo(metrics)
+        return "unfinished"
+    if kind == "an endless device":
+        config.unlink()
+        config.symlink_to("/dev/zero")
+    elif kind == "nested":
+        metrics.write_text("[" * 200_000)
+    elif kind == "nested settings":
+        config.write_text("model: " + "{a: " * 20_000 + "}" * 20_000)
+    elif kind == "aliases":
+        lines = ["model: {}", "a0: &a0 [x, x]"]
+        lines += [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+        config.write_text("\n".join(lines))
+    elif kind == "bytes":
+        config.write_bytes(b"\xff\x00model")
+    elif kind == "a huge number":
+        metrics.write_text(metrics.read_text().replace("20.0", "1" * 400))
+    elif kind == "types":
+        metrics.write_text('{"described": 1, "figures": [], "comparison": {}, "terms": 3}')
+    elif kind == "a seed":
+        config.write_text(config.read_text().replace("seed: 1", "seed: [x]"))
+    elif kind == "a key twice":
+        config.write_text(config.read_text() + "seed: 2\n")
+    elif kind == "a quick pass":
+        config.write_text(config.read_text() + "trainer: {fast_dev_run: true}\n")
+        return "quick pass"
+    return "damaged"
+
+
+KINDS = ["a pipe", "an endless device", "nested", "nested settings", "aliases", "bytes"]
+KINDS += ["a huge number", "types", "a seed", "a key twice", "a quick pass"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_run_is_left_out_with_a_line_and_nothing_waits(
+    tmp_path, monkeypatch, capsys, kind
+):
+    leave(tmp_path / "runs" / "whole", -100.0, seed=2)
+    state = damaged(leave(tmp_path / "runs" / "spoilt", -1.0), kind)
+    written = summarized(tmp_path, monkeypatch, "runs")
+    states = {row["job"]: row["state"] for row in rows_of(written / "jobs.csv")}
+    assert states == {"runs/whole": "finished", "runs/spoilt": state}
+    [row] = rows_of(written / "summary.csv")
+    assert float(row["test/elbo mean"]) == -100.0
+    assert "Not counted, 1 of 2 jobs:" in capsys.readouterr().out
+
+
+HOSTILE = "=1+1|<b>`x`\x1b[31m\nSorted, $x_{"
+
+
+def test_words_of_a_run_from_elsewhere_stay_words(tmp_path, monkeypatch, capsys):
+    for number in (1, 2):
+        run = leave(tmp_path / "runs" / f"{number}", -100.0 - number, objective=HOSTILE * number)
+        file = run / "metrics.json"
+        content = json.loads(file.read_text())
+        content["described"]["test/kl"] |= {"label": HOSTILE, "unit": HOSTILE}
+        content["protocol"]["meaning"] = HOSTILE
+        file.write_text(json.dumps(content))
+    typed("summarize", "runs", directory=tmp_path, patch=monkeypatch)
+    [written] = (tmp_path / "outputs" / "summarize").iterdir()
+    page = (written / "summary.md").read_text()
+    assert "<b>" not in page
+    assert not [line for line in page.splitlines() if line.startswith("Sorted, ")]
+    for name in ("summary.csv", "jobs.csv"):
+        with (written / name).open(newline="") as lines:
+            cells = [cell for row in csv.reader(lines) for cell in row]
+        assert not [cell for cell in cells if cell.startswith("=")]
+        assert any(cell.startswith("'=1+1") for cell in cells)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown + page
+    assert r"\x1b[31m\nSorted" in shown
+
+
+@pytest.mark.parametrize("kind", ["record", "cell", "pipe"])
+def test_a_log_that_cannot_be_read_costs_its_curve_only(tmp_path, monkeypatch, capsys, kind):
+    run = leave(tmp_path / "runs" / "a", -100.0)
+    folder = run / "csv" if kind == "cell" else run / "tensorboard"
+    folder.mkdir()
+    if kind == "cell":
+        (folder / "metrics.csv").write_text("step,val/elbo\n1,-3\n2," + "9" * 2_000_000 + "\n")
+    else:
+        writer = SummaryWriter(folder)
+        writer.add_scalar("val/elbo", 1.0, 1)
+        writer.close()
+        [file] = folder.iterdir()
+        if kind == "pipe":
+            os.mkfifo(folder / f"{file.name}.2")
+        else:
+            content = b"\xff" * 40
+            size = struct.pack("<Q", len(content))
+            with file.open("ab") as events:
+                for part in (size, content):
+                    events.write(part + _checksum(part))
+    summarized(tmp_path, monkeypatch, "runs")
+    shown = capsys.readouterr().out
+    assert "-100.00" in shown
+    assert "no learning curve, since the log holds no val/elbo: runs/a" in shown
+
+
+def test_keys_in_a_legend_are_cut_to_what_tells_them_apart():
+    settings = {"optimizer.name": "adam", "data.name": "mnist", "model.latent_dim": 2}
+    assert tables.label(settings) == "optimizer.name=adam, data.name=mnist, latent_dim=2"
 
 
 def test_a_model_s_own_criterion_heads_the_table_and_sorts_it(tmp_path, monkeypatch, capsys):

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from omegaconf import OmegaConf
 
 from conftest import LONG, SUBSET, typed
 from vae_lightning import VAEModule
+from vae_lightning.cli import multirun
+from vae_lightning.configuration import quoting
 from vae_lightning.sweeps import ledger
 from vae_lightning.training import experiment
 
@@ -68,7 +72,7 @@ def test_a_job_that_fails_ends_itself_and_the_sweep_says_so_at_its_end(tmp_path,
     swept, dims = jobs_of(tmp_path)
     assert dims == {"0": 2, "1": 3}
     assert [(swept / name / "metrics.json").exists() for name in ("0", "1")] == [True, False]
-    assert sorted(path.name for path in swept.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in swept.iterdir()) == [".lock", "0", "1", "multirun.yaml"]
     table = shown.split("test ELBO  directory")[1].splitlines()
     figure = json.loads((swept / "0" / "metrics.json").read_text())["figures"]["test/elbo"]
     place = os.path.relpath(swept, tmp_path)
@@ -164,7 +168,7 @@ def test_a_signal_ends_the_sweep_and_not_the_job_alone(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_sigterm_ends_a_sweep_in_another_process(tmp_path):
-    arguments = ["--multirun", *SUBSET, *QUICK, "trainer.max_epochs=2000", "model.latent_dim=2,3"]
+    arguments = ["--multirun", *SUBSET, *QUICK[1:], "trainer.max_epochs=2000", "model.latent_dim=2,3"]
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "vae_lightning.train", *arguments],
         cwd=tmp_path,
@@ -182,9 +186,17 @@ def test_sigterm_ends_a_sweep_in_another_process(tmp_path):
 REFUSALS = {
     "--multirun seed=1,2 sweep=nosuch": "sweep=nosuch: not the directory of a sweep, in which a "
     "multirun.yaml lies",
-    "--multirun seed=1,2 sweep=[a]": "sweep=[a]: not the directory of a sweep",
+    "--multirun seed=1,2 sweep=[a]": "sweep=['a']: not the directory of a sweep",
     "--multirun seed=1,2 sweep=old,old": "sweep=old,old: not the directory of a sweep",
     "--multirun seed=1,2 +sweep=nosuch": "sweep=nosuch: not the directory of a sweep",
+    "--multirun seed=1,2 sweep=": "sweep=: empty; type a path",
+    "--multirun seed=1,2 hydra.sweep.dir=": "hydra.sweep.dir=: empty; type a path",
+    "--multirun seed=glob(*)": "seed=glob(*): ",
+    "--multirun model.latent_dim=2,3 seed=choice()": "seed=choice()",
+    "--multirun seed=1,2 hydra.sweep.subdir=../..": "hydra.sweep.subdir=",
+    "--multirun seed=1,2 hydra.sweep.subdir=/tmp/x": "hydra.sweep.subdir=",
+    "--multirun seed=1,2 hydra.sweep.subdir=x/../../y": "hydra.sweep.subdir=",
+    "--multirun seed=1,2 hydra.sweep.subdir='${hydra:job.num}/../..'": "hydra.sweep.subdir=",
     "--multirun seed=1,2 sweep=old hydra.sweep.dir=old": "sweep=old: names the sweep's "
     "directory, so leave out hydra.sweep.dir",
     "--multirun seed=1,2 hydra.sweep.dir=old": "hydra.sweep.dir=old: not empty; sweep=old "
@@ -206,6 +218,146 @@ def test_what_is_no_sweep_is_refused_in_a_sentence(tmp_path, monkeypatch, mistak
 
 def settings(number=0, directory="a"):
     return OmegaConf.create({"job": {"num": number}, "runtime": {"output_dir": directory}})
+
+
+# -- a sweep that runs, another line, foreign files ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept_once(tmp_path_factory):
+    """A directory with a finished sweep of two jobs."""
+    directory = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        sweep(directory, patch, "model.latent_dim=2,3")
+    return directory
+
+
+def continued(swept_once, tmp_path):
+    """Copy the finished sweep, and return its path from the new directory."""
+    shutil.copytree(swept_once / "outputs", tmp_path / "outputs", symlinks=True)
+    [swept] = (tmp_path / "outputs" / "multirun").iterdir()
+    return swept.relative_to(tmp_path)
+
+
+def contents(directory):
+    files = (file for file in directory.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(directory)): file.read_bytes() for file in files}
+
+
+def test_a_sweep_that_runs_is_left_alone(swept_once, tmp_path, monkeypatch):
+    swept = continued(swept_once, tmp_path)
+    running = ledger.Ledger(tmp_path / swept)
+    running.begin({})
+    running.note(0, ledger.Job([]))
+    before = contents(tmp_path)
+    with ledger.locked(tmp_path / swept), pytest.raises(SystemExit) as exit_:
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", f"sweep={swept}")
+    assert exit_.value.code == (
+        f"error: sweep={swept}: a sweep is running there; wait for its end, or stop it with Ctrl-C"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_a_killed_sweep_s_files_are_cleared_and_another_s_file_among_them_stays(
+    swept_once, tmp_path, monkeypatch, capsys
+):
+    swept = continued(swept_once, tmp_path)
+    running = ledger.Ledger(tmp_path / swept)
+    running.begin({})
+    running.stop()
+    (tmp_path / swept / ".jobs" / "notes.txt").write_text("mine")
+    sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", f"sweep={swept}")
+    assert capsys.readouterr().out.count("finished before, in") == 2
+    assert [file.name for file in (tmp_path / swept / ".jobs").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("changed", ["optimizer.learning_rate=0.5", "data.batch_size=64"])
+def test_another_line_does_not_go_on_with_a_sweep(swept_once, tmp_path, monkeypatch, changed):
+    swept = continued(swept_once, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", changed, f"sweep={swept}")
+    key, _, value = changed.partition("=")
+    assert str(exit_.value.code).startswith(f"error: sweep={swept}: was begun with {key}=")
+    assert f"and this line has {key}={value}" in str(exit_.value.code)
+    assert contents(tmp_path) == before
+
+
+def test_values_may_be_added_to_a_sweep_and_a_line_says_which(
+    swept_once, tmp_path, monkeypatch, capsys
+):
+    swept = continued(swept_once, tmp_path)
+    sweep(tmp_path, monkeypatch, "model.latent_dim=2,3,4", f"sweep={swept}")
+    shown = capsys.readouterr().out
+    assert f"New in {swept}: model.latent_dim=4" in shown
+    assert shown.count("finished before, in") == 2
+    assert sorted(jobs_of(tmp_path)[1].values()) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("place", ["0/train.log", ".jobs", "0/checkpoints"])
+def test_a_sweep_with_a_link_in_it_is_refused(swept_once, tmp_path, monkeypatch, place):
+    swept = continued(swept_once, tmp_path)
+    (tmp_path / "victim").mkdir()
+    path = tmp_path / swept / place
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "victim")
+    with pytest.raises(SystemExit, match="is a link to"):
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", f"sweep={swept}")
+    assert not list((tmp_path / "victim").iterdir())
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_a_job_is_composed_ends_the_sweep(tmp_path, monkeypatch, capsys, stop, code):
+    """Within OmegaConf it once came out as another error, and the next job began."""
+    check = multirun.check
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), stop)
+        check(*arguments)
+        raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+
+    monkeypatch.setattr(multirun, "_jobs", jobs_unchecked)
+    monkeypatch.setattr(multirun, "check", signalled)
+    with pytest.raises(SystemExit) as exit_:
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3")
+    assert exit_.value.code == code
+    assert "NoneType" not in capsys.readouterr().out
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def jobs_unchecked(name, typed):
+    """Return the jobs of a line as the sweep does, without checking what they compose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multirun, "check", lambda *_: None)
+        return JOBS(name, typed)
+
+
+JOBS = multirun._jobs
+
+
+def test_a_quick_pass_shows_no_figure_in_the_table(tmp_path, monkeypatch, capsys):
+    sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", "trainer.fast_dev_run=true")
+    assert capsys.readouterr().out.count("a quick pass, which measures nothing") == 2
+
+
+NAMES = ["a=b", "a b", "a'b", "a,b", "a[b", "a{b", "a(b", "a#b", "~a", "a;b", "é", "a$b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_line_that_goes_on_with_a_sweep_can_be_pasted(tmp_path, monkeypatch, capsys, name):
+    place = quoting.override("hydra.sweep.dir", Path(name))
+    with pytest.raises(SystemExit, match="1 of 2 jobs failed"):
+        sweep(tmp_path, monkeypatch, "model.latent_dim=0,2", place)
+    line = capsys.readouterr().out.rstrip().rpartition("run by:  ")[2]
+    assert (tmp_path / name).is_dir()
+    words = subprocess.run(
+        ["bash", "-c", f'printf "%s\\0" {line}'], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[3:-1]
+    with pytest.raises(SystemExit, match="1 of 2 jobs failed"):
+        typed("train", *words, directory=tmp_path, patch=monkeypatch)
+    assert "finished before, in" in capsys.readouterr().out
 
 
 def test_configurations_are_told_apart_by_type_and_not_by_place():

@@ -6,7 +6,7 @@ import pytest
 
 from conftest import SUBSET, train_in, typed
 
-SHORT = ["callbacks=minimal", "logger=none", "trainer.max_epochs=1"]
+SHORT = ["callbacks=minimal", "logger=none"]
 RATE = "+callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor"
 
 
@@ -53,7 +53,7 @@ def test_a_run_that_would_train_or_validate_nothing_is_refused(
     ],
 )
 def test_what_lightning_takes_is_taken(overrides, tmp_path):
-    directory = train_in(tmp_path, *SHORT, *overrides)
+    directory = train_in(tmp_path, *SHORT, "trainer.max_epochs=1", *overrides)
     assert json.loads((directory / "metrics.json").read_text())["run"]["epochs"] == 1
 
 

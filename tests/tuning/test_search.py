@@ -32,7 +32,10 @@ SPACE = [
 
 
 def tune(directory, patch, *arguments):
-    typed("tune", *SUBSET, *QUICK, *SPACE, *arguments, directory=directory, patch=patch)
+    """Search, by the settings of all tests here but for those that are typed with other values."""
+    keys = {each.partition("=")[0] for each in arguments}
+    usual = [each for each in (*SUBSET, *QUICK, *SPACE) if each.partition("=")[0] not in keys]
+    typed("tune", *usual, *arguments, directory=directory, patch=patch)
 
 
 def trials_of(directory, directions=("maximize",)):
@@ -328,7 +331,7 @@ def test_the_password_of_a_database_is_neither_shown_nor_written(tmp_path, monke
 
 REFUSALS = {
     "study=taken": "study=taken: not a study's directory, and not empty",
-    "storage=trials.db": "storage: no address of a database; write one as sqlite:///trials.db",
+    "storage=trials.db": "storage: not the address of a database; write one like sqlite:///trials.db",
     "data.val_size=0": "data.val_size=0: a search goes by images that are held out for it, and "
     "never by the test images",
     "data.validate_on_test=true": "data.validate_on_test=True: a search goes by images that are "
@@ -343,8 +346,7 @@ REFUSALS = {
     "that in every trial",
     "trainer.devices=2": "trainer.devices: a trial is trained by one process; several search at "
     "once",
-    "search=nosuch": "search=nosuch: there is none of that name; choose from default, "
-    "rate_distortion",
+    "search=nosuch": "search=nosuch: not found; choose from default, rate_distortion",
     "search.model.latnet_dim=[2]": "unknown key search.model.latnet_dim: did you mean "
     "search.model.latent_dim?",
     "search.model.learning_rate=[1e-3]": "search.model.learning_rate: is called "

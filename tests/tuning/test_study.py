@@ -10,8 +10,10 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
 
 from conftest import LONG
+from vae_lightning.configuration.addresses import DATABASES, check_database
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.tuning import study as studies
 from vae_lightning.tuning.study import Study, place_of
@@ -198,21 +200,63 @@ def test_a_line_that_was_left_unfinished_costs_that_line_only(tmp_path):
 @pytest.mark.parametrize(
     ("address", "message"),
     {
-        "postgresql+nosuch://me:s3cret@h/db": "storage=postgresql+nosuch://me:***@h/db: "
-        "Can't load plugin",
-        "mysql://me:s3cret@h/db": "storage=mysql://me:***@h/db: asks for the Python module "
-        "MySQLdb, which isn't there",
+        "mysql://me:s3cret@h/db": "storage=mysql://me:***@h/db: needs the Python module MySQLdb, "
+        "which isn't installed",
         "sqlite:////nosuch/trials.db": "storage=sqlite:////nosuch/trials.db: .*unable to open",
-        "trials.db": "storage: no address of a database; write one as sqlite:///trials.db",
     }.items(),
 )
 def test_a_database_that_cannot_be_had_is_told_without_its_password(address, message):
     def have():
-        with studies.telling_of(address):
-            studies.hide_password(address)
+        with studies.telling_of(check_database(address)):
             studies.open_database(address)
 
     with pytest.raises(ConfigurationError) as error:
         have()
     assert error.match(message.replace("+", r"\+").replace("***", r"\*\*\*"))
     assert "s3cret" not in str(error.value)
+
+
+ADDRESSES = {
+    "trials.db": "storage: not the address of a database; write one like sqlite:///trials.db",
+    "postgresql+nosuch://me:s3cret@h/db": "storage=postgresql+nosuch://…: must be one of sqlite",
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3D/tmp/x.so": "storage=mssql+pyodbc://…: must be one of",
+    "sqlite+pysqlcipher://:s3cret@/x.db": "storage=sqlite+pysqlcipher://…: must be one of sqlite",
+    "postgresql://me:s3cret@h/db?sslkey=engine:x:s3cret": "storage=postgresql://me:***@h/db: takes "
+    "no parameter sslkey, only sslmode; leave it out",
+    "postgresql://me:s3cret@h/db?sslmode=s3cret": "storage=postgresql://me:***@h/db: sslmode must "
+    "be one of disable, allow, prefer, require, verify-ca, verify-full",
+    "postgresql://h/db?sslmode=require&sslmode=allow": "storage=postgresql://h/db: sslmode must",
+    "postgresql:///db?host=/tmp": "storage=postgresql:///db: takes no parameter host, only",
+    "postgresql://h/db?plugin=x": "storage=postgresql://h/db: takes no parameter plugin, only",
+    "postgresql://h/a b": "storage=postgresql://h/a b: must name a database, by letters",
+    "postgresql://h": "storage=postgresql://h: must name a database, by letters",
+    "mysql+pymysql://h/db?init_command=x": "storage=mysql+pymysql://h/db: takes no parameter "
+    "init_command, none; leave it out",
+    "mysql://h/db?read_default_file=x": "storage=mysql://h/db: takes no parameter read_default",
+    "sqlite:///x.db?uri=true&vfs=x": "storage=sqlite:///x.db: takes no parameter uri, none",
+    "sqlite:///file:x.db": "storage=sqlite:///file%3Ax.db: must name a file",
+    "sqlite://": "storage=sqlite://: must name a file; write it like sqlite:///trials.db",
+    "sqlite:///:memory:": "storage=sqlite:///%3Amemory%3A: must name a file",
+}
+
+
+@pytest.mark.parametrize(("address", "message"), ADDRESSES.items(), ids=ADDRESSES.keys())
+def test_a_database_is_one_of_a_list_and_takes_no_parameter_that_could_run_or_read(
+    monkeypatch, address, message
+):
+    monkeypatch.setattr("sqlalchemy.engine.URL.get_dialect", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ConfigurationError) as error:
+        studies.open_database(address)
+    assert str(error.value).startswith(message)
+    assert "s3cret" not in str(error.value)
+
+
+def test_an_encrypted_connection_can_be_asked_for():
+    address = "postgresql+psycopg2://me:s3cret@h:5/db?sslmode=verify-full"
+    assert check_database(address) == address.replace("s3cret", "***")
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_each_database_of_the_list_is_one_of_sqlalchemy_s_own(name):
+    dialect = make_url(f"{name}://h/db").get_dialect()
+    assert dialect.__module__.startswith("sqlalchemy.dialects.")

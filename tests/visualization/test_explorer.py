@@ -1,5 +1,6 @@
 """What the explorer shows, without gradio and without a browser."""
 
+import asyncio
 import base64
 import importlib.util
 import io
@@ -93,6 +94,109 @@ def test_the_canvas_is_read_as_grey_levels():
     assert drawing.tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
+def test_a_drawing_larger_than_the_canvas_is_not_decoded():
+    written = io.BytesIO()
+    Image.new("L", (explorer_page.CANVAS + 1, 1)).save(written, "png")
+    with pytest.raises(ValueError, match="a drawing of"):
+        explorer_page.read(f"data:,{base64.b64encode(written.getvalue()).decode()}")
+
+
+OWN = {b"host": b"127.0.0.1:7860", b"origin": b"http://127.0.0.1:7860", b"content-length": b"9"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/theme.css"),
+        ("GET", "/assets/index.js"),
+        ("GET", "/gradio_api/heartbeat/x1"),
+        ("POST", "/gradio_api/run/predict"),
+    ],
+)
+def test_what_the_page_asks_for_is_answered_whether_the_browser_names_it_or_not(method, path):
+    assert not explorer_page.refusal(method, path, OWN)
+    unnamed = {name: value for name, value in OWN.items() if name != b"origin"}
+    assert not explorer_page.refusal(method, path, unnamed)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/gradio_api/upload", 404),
+        ("POST", "/gradio_api/queue/join", 404),
+        ("POST", "/gradio_api/component_server", 404),
+        ("POST", "/", 404),
+        ("GET", "/docs", 404),
+        ("GET", "/openapi.json", 404),
+        ("GET", "/gradio_api/openapi.json", 404),
+        ("GET", "/gradio_api/info", 404),
+        ("GET", "/config", 404),
+        ("GET", "/gradio_api/file=/etc/hostname", 404),
+        ("GET", "/gradio_api/proxy=http://127.0.0.1/", 404),
+        ("GET", "/gradio_api/heartbeat/../upload", 404),
+        ("OPTIONS", "/gradio_api/run/predict", 405),
+        ("PUT", "/", 405),
+    ],
+)
+def test_what_the_page_does_not_ask_for_is_refused(method, path, status):
+    assert explorer_page.refusal(method, path, OWN) == status
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"http://example.org",
+        b"https://127.0.0.1:7860",
+        b"http://127.0.0.1:8080",
+        b"http://127.0.0.1:7860.example.org",
+        b"null",
+    ],
+)
+def test_another_page_is_refused(origin):
+    for method, path in (("GET", "/"), ("POST", "/gradio_api/run/predict")):
+        assert explorer_page.refusal(method, path, {**OWN, b"origin": origin}) == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({b"content-length": b"20000000"}, 413),
+        ({b"content-length": b"-1"}, 411),
+        ({b"content-length": b""}, 411),
+        ({b"transfer-encoding": b"chunked"}, 411),
+    ],
+)
+def test_a_body_without_end_is_refused(headers, status):
+    assert explorer_page.refusal("POST", "/gradio_api/run/predict", {**OWN, **headers}) == status
+
+
+def answers(scope):
+    """Return what the guard of the page answers, and whether the application was asked."""
+    asked, sent = [], []
+
+    async def application(scope, receive, send):
+        asked.append(scope["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(explorer_page.Confined(application)(scope, None, send))
+    return sent, asked
+
+
+def test_a_refused_request_does_not_reach_gradio():
+    upload = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
+    sent, asked = answers({**upload, "headers": list(OWN.items())})
+    assert (sent[0]["status"], asked) == (404, [])
+    sent, asked = answers({"type": "websocket", "path": "/", "headers": []})
+    assert (sent, asked) == ([{"type": "websocket.close"}], [])
+    sent, asked = answers({"type": "http", "method": "GET", "path": "/", "headers": []})
+    assert (sent[0]["status"], asked) == (200, ["http"])
+    assert dict(sent[0]["headers"])[b"content-security-policy"].endswith(b"frame-ancestors 'none'")
+
+
 def test_only_this_machine_reaches_the_page():
     with explorer_page.listen(0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"
@@ -107,9 +211,9 @@ def wrong(directory, patch, *arguments):
 
 def test_mistakes_are_told_in_a_line(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert wrong(tmp_path, monkeypatch) == "error: checkpoint is missing: write checkpoint=…"
+    assert wrong(tmp_path, monkeypatch) == "error: checkpoint is missing: type checkpoint=…"
     assert wrong(tmp_path, monkeypatch, "checkpoint=nosuch").startswith(
-        "error: checkpoint=nosuch: is neither"
+        "error: checkpoint=nosuch: not found; type "
     )
     assert (
         wrong(tmp_path, monkeypatch, "checkpoint=x", "port=70000")

@@ -1,16 +1,20 @@
 """What a command says of an error: a line or two."""
 
+import errno
+import os
 import re
+import shlex
 from contextlib import suppress
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from vae_lightning.cli.command_line import typed_line, value_of
+from vae_lightning.cli.command_line import parsed, typed_line, value_of
 from vae_lightning.configuration import hydra_settings
-from vae_lightning.configuration.composing import outside_a_run, parse
+from vae_lightning.configuration.composing import group_options, outside_a_run, parse
 from vae_lightning.configuration.keys import known_keys, unknown_key
+from vae_lightning.configuration.quoting import override
 from vae_lightning.errors import ConfigurationError
 
 
@@ -50,33 +54,31 @@ def explain(name: str, error: Exception) -> str:
         return f"that needs more memory than there is ({error!s:.120})"
     if not is_reported(error):
         return f"{type(error).__name__}: {error}"
-    first_line = str(error).strip().splitlines()[0]
+    first_line = str(error).strip().splitlines()[0].removeprefix("Error merging override ")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return (
-            f"{group}={option}: there is none of that name; "
-            f"choose from {', '.join(error.options or ())}"
-        )
+        return _not_found(error.missing_cfg_file)
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
-            return f"{error.override!r} is no override: write key=value"
+            return f"{error.override!r}: not a setting; type key=value"
         key, _, value = error.override.partition("=")
-        return (
-            f"{error.override}: not understood; "
-            f"a value with signs that mean something to Hydra is quoted: '{key}=\"{value}\"'"
-        )
+        quoted = override(key, value)
+        if parsed(quoted) is None:
+            return f"{error.override}: {key} is no key; --cfg job lists all keys"
+        return f"{error.override}: not understood; as a text it is typed {shlex.quote(quoted)}"
     if isinstance(error, YAMLError):
         return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        problem = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            problem += "; hydra.run.dir=… names another directory for a run"
+        return problem
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is missing: write {error.full_key}=…"
+        return f"{error.full_key} is missing: type {error.full_key}=…"
     if first_line.startswith("Ambiguous value"):
-        return (
-            f"{first_line}: a list is written [2,5]; "
-            "several runs, one for each value, are asked for by --multirun"
-        )
+        return f"{first_line}: a list is typed as [2,5]; --multirun trains once for each value"
     if isinstance(error, HydraException):
         typed = typed_line()
-        with suppress(HydraException), outside_a_run(typed):
+        with suppress(HydraException, ConfigurationError), outside_a_run(typed):
             launcher = hydra_settings.settings_of(value_of("hydra/launcher", typed.overrides))
             known = known_keys(name, typed.overrides) | {
                 f"hydra.launcher.{key}" for key in launcher
@@ -86,8 +88,21 @@ def explain(name: str, error: Exception) -> str:
                     not key.startswith("hydra") or (launcher and key.startswith("hydra.launcher."))
                 ):
                     return unknown_key(key, known)
-        cause = str(error.__cause__ or "").partition("\n")[
-            0
-        ]  # of a type, as Hydra's own settings have them
+        # Of a type, as Hydra's own settings have them; or of a file.
+        cause = str(error.__cause__ or "").partition("\n")[0]
+        if first_line.endswith(":"):
+            return " ".join(line.strip() for line in str(error).splitlines()[:2])
         return f"{first_line}: {cause}" if cause else first_line
-    return str(error)
+    return first_line if isinstance(error, OmegaConfBaseException) else str(error)
+
+
+def _not_found(file: str) -> str:
+    """Return what to say of a file of a group that is missing: ``model/nosuch``."""
+    found = re.fullmatch("((?:hydra/)?[^/]+)/(.*)", file)
+    if found is None:
+        return f"{file}: not found"
+    group, option = found.groups()
+    options: list[str] = []
+    with suppress(HydraException, ConfigurationError), outside_a_run(typed_line()):
+        options = group_options(group)
+    return f"{group}={option}: not found" + (f"; choose from {', '.join(options)}" * bool(options))

@@ -4,6 +4,7 @@ import importlib.util
 import re
 from typing import Any
 
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 
 SCHEMES = {"file": None, "memory": None, "s3": "s3fs"}
@@ -15,6 +16,25 @@ Only schemes that the project tests, and that take their credentials from the en
 
 ADDRESSES = frozenset({("tune", "storage")})
 """The keys that take an address, each with its command."""
+
+_OF_POSTGRESQL: dict[str, tuple[str, ...]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+}
+DATABASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "sqlite": {},
+    "sqlite+pysqlite": {},
+    "postgresql": _OF_POSTGRESQL,
+    "postgresql+psycopg": _OF_POSTGRESQL,
+    "postgresql+psycopg2": _OF_POSTGRESQL,
+    "mysql": {},
+    "mysql+mysqldb": {},
+    "mysql+pymysql": {},
+}
+"""The databases that ``storage`` may name, by SQLAlchemy's name, each with its parameters.
+
+Any other dialect could run what its driver is told to, as ODBC does. Parameters can name files,
+sockets, plugins and commands, so only these with these values are passed on.
+"""
 
 
 def refuse_address(key: str, value: Any) -> None:
@@ -62,3 +82,52 @@ def check_address(key: str, address: Any) -> None:
             f"{key}={address}: asks for {package}, which isn't installed; "
             f"pip install 'vae-lightning[{scheme}]'"
         )
+
+
+def check_database(address: str) -> str:
+    """Refuse what isn't the address of a database that a study can be kept in.
+
+    Returns:
+        The address without its password, to be shown.
+
+    Raises:
+        ConfigurationError: names only such parts of the address as hold no secret.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            "storage: not the address of a database; write one like sqlite:///trials.db"
+        ) from error
+    if url.drivername not in DATABASES:
+        raise ConfigurationError(
+            f"storage={url.drivername}://…: must be one of "
+            + ", ".join(f"{each}://" for each in DATABASES)
+        )
+    shown = url.set(query={}).render_as_string(hide_password=True)
+    offered = DATABASES[url.drivername]
+    for name, value in url.query.items():
+        if name not in offered:
+            known = f"only {', '.join(offered)}" if offered else "none"
+            raise ConfigurationError(
+                f"storage={shown}: takes no parameter {printable(name)}, {known}; leave it out"
+            )
+        if value not in offered[name]:
+            raise ConfigurationError(
+                f"storage={shown}: {name} must be one of {', '.join(offered[name])}"
+            )
+    database = url.database or ""
+    if url.get_backend_name() == "sqlite":
+        if database in ("", ":memory:") or database.startswith("file:"):
+            raise ConfigurationError(
+                f"storage={shown}: must name a file; write it like sqlite:///trials.db"
+            )
+    elif not re.fullmatch(r"[\w.-]+", database):
+        raise ConfigurationError(
+            f"storage={shown}: must name a database, by letters, digits and signs among . _ -; "
+            "write it like postgresql://user@host/name"
+        )
+    return url.render_as_string(hide_password=True)

@@ -1,5 +1,7 @@
 """Building what a configuration names, from values that are checked first."""
 
+import math
+import os
 import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
@@ -8,8 +10,10 @@ from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from vae_lightning.configuration import targets
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 
 Part = TypeVar("Part")
@@ -87,25 +91,76 @@ def require(key: str, value: Any, kind: Any) -> Any:
     Raises:
         ConfigurationError: naming the key, its value and what would be right.
     """
+    typed = f"{key}={printable(value)}"
     if any(abs(number) >= 2**53 for number in _whole_numbers(value)):
         raise ConfigurationError(
-            f"{key}={value!s}: must be below 2^53, past which neither torch nor Lightning counts"
+            f"{typed}: must be below 2^53, past which neither torch nor Lightning counts"
         )
+    if any(math.isfinite(number) and not _fits(number) for number in _floats(value)):
+        raise ConfigurationError(
+            f"{typed}: must be 0, or of a size from 1.2e-38 to 3.4e38, as float32 holds"
+        )
+    adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     try:
-        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
-            value, strict=True
-        )
+        accepted = adapter.validate_python(value, strict=True)
     except ValidationError as error:
+        if isinstance(value, int | float | str) and all(map(_wants_list, error.errors())):
+            raise ConfigurationError(
+                f"{typed}: must be a list, in most shells with quotes: '{key}=[{printable(value)}]'"
+            ) from error
         problems = dict.fromkeys(
             problem["msg"].replace("Input should", "must") for problem in error.errors()
         )
-        raise ConfigurationError(f"{key}={value!s}: {', or '.join(problems)}") from error
+        raise ConfigurationError(f"{typed}: {', or '.join(problems)}") from error
+    if not all(map(math.isfinite, _floats(value))):  # which the types of other packages allow
+        raise ConfigurationError(f"{key}={printable(value)}: must be a finite number")
+    return accepted
+
+
+def require_memory(settings: str, numbers: int) -> None:
+    """Check that so many float32 numbers fit into memory.
+
+    The system may end a process that takes more, without a word.
+
+    Args:
+        settings: what decides on their number, for the error.
+        numbers: how many there are at the same time.
+
+    Raises:
+        ConfigurationError: they don't fit.
+    """
+    needed, there = 4 * numbers, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigurationError(
+            f"{settings}: at least {needed / 1e9:,.0f} GB of memory, "
+            f"and there are {there / 1e9:,.0f}"
+        )
+
+
+def _wants_list(problem: ErrorDetails) -> bool:
+    """Return whether all that is wrong with a value is that it isn't a list."""
+    wanted = problem.get("ctx", {}).get("class")
+    return problem["type"] in ("list_type", "sequence_str") or wanted == "Sequence"
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
     """Yield the whole numbers in a value, however deep."""
+    return (each for each in _scalars(value) if isinstance(each, int))
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Yield the numbers in a value that aren't whole, however deep."""
+    return (each for each in _scalars(value) if isinstance(each, float))
+
+
+def _scalars(value: Any) -> Iterator[Any]:
     if isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
-            yield from _whole_numbers(each)
-    elif isinstance(value, int):
+            yield from _scalars(each)
+    else:
         yield value
+
+
+def _fits(number: float) -> bool:
+    """Return whether float32, in which models compute, holds a number with all its digits."""
+    return number == 0 or 2**-126 <= abs(number) <= (2 - 2**-23) * 2.0**127

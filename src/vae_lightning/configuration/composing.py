@@ -1,5 +1,6 @@
 """What was typed, and the configuration that Hydra composes of it."""
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,16 @@ def group_options(group: str) -> list[str]:
     """Return the files of a group, the user's own included; Hydra must be initialised."""
     options: list[str] = GlobalHydra.instance().config_loader().get_group_options(group)
     return options
+
+
+@functools.cache
+def groups_of(command: str) -> frozenset[str]:
+    """Return the groups of a command: those that its root file chooses from."""
+    root: Any = OmegaConf.load(CONFIGS / f"{command}.yaml")
+    entries = [each for each in root.defaults if OmegaConf.is_dict(each)]
+    return frozenset(
+        str(group) for each in entries for group in each if not str(group).startswith("override ")
+    )
 
 
 def is_group(override: Override) -> bool:

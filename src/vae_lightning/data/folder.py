@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vae_lightning.configuration.paths import expanded
+from vae_lightning.configuration.quoting import printable
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read. Pillow knows more, and runs Ghostscript, so the file's own program, on EPS."""
 
@@ -29,7 +32,7 @@ def read_folder(folder: str | Path, shape: Sequence[int]) -> tuple[Tensor, list[
         ValueError: there is no such folder, or it holds no file, or one that isn't such a picture;
             the message says what to do.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(expanded(str(folder)))
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     files = sorted(
@@ -42,7 +45,7 @@ def read_folder(folder: str | Path, shape: Sequence[int]) -> tuple[Tensor, list[
 
 def _read(file: Path, shape: Sequence[int]) -> Tensor:
     channels, height, width = shape
-    modes = _MODES[channels]
+    modes, name = _MODES[channels], printable(file)
     try:
         with Image.open(file, formats=FORMATS) as picture:
             size, mode = picture.size, picture.mode
@@ -50,9 +53,9 @@ def _read(file: Path, shape: Sequence[int]) -> Tensor:
                 pixels = torch.from_numpy(np.array(picture.convert(modes[0])))
                 return pixels.view(height, width, channels).permute(2, 0, 1)
     except Exception as error:  # what a foreign file can make Pillow raise has no end
-        raise ValueError(f"{file} is no picture, or damaged: take it out of the folder") from error
+        raise ValueError(f"{name} is no picture, or damaged: take it out of the folder") from error
     raise ValueError(
-        f"{file} is {size[0]} × {size[1]} of mode {mode}, and the model needs {width} × {height} "
+        f"{name} is {size[0]} × {size[1]} of mode {mode}, and the model needs {width} × {height} "
         f"{_COLOURS[channels]} pixels (mode {modes[0]}). In Python: "
         f"PIL.Image.open(file).convert('{modes[0]}').resize(({width}, {height})).save(copy)"
     )

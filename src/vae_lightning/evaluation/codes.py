@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_lightning.configuration.quoting import spreadsheet_cell
 from vae_lightning.data.batches import Batches
 from vae_lightning.models.base import Autoencoder
 
@@ -48,10 +49,12 @@ def write(columns: Mapping[str, Tensor], names: Sequence[str] | None, directory:
     np.savez(directory / f"{stem}.npz", allow_pickle=False, **arrays)
     flat = {name: each.view(len(each), -1) for name, each in columns.items() if name not in _OWN}
     heads = [f"{name}_{d}" for name, each in flat.items() for d in range(each.shape[1])]
-    with (directory / f"{stem}.csv").open("w", newline="") as written:
-        writer = csv.writer(written)
+    file = directory / f"{stem}.csv"
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as written:
+        # Quoted, a name stays one cell where spreadsheets separate cells by semicolons.
+        writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC if names else csv.QUOTE_MINIMAL)
         writer.writerow(["name" if names else "index", "label", *heads])
-        first = names or columns["index"].tolist()
+        first = [*map(spreadsheet_cell, names)] if names else columns["index"].tolist()
         codes = (each.tolist() for each in flat.values())
         for index, label, *values in zip(first, columns["label"].tolist(), *codes, strict=True):
             writer.writerow([index, label, *(number for each in values for number in each)])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.data.batches import Batches
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.evaluation.estimators import ACTIVE_VARIANCE, bits_per_dimension
@@ -66,15 +67,16 @@ def measured(
     written = write_metrics(directory, named, model, data, described_run, used, FIGURES)
     trained_with = trained.trained_with
     differences = [
-        f"{key}={trained_with[key]}"
+        printable(f"{key}={trained_with[key]}")
         for key in PROTOCOL
         if key in trained_with and trained_with[key] != getattr(data, key)
     ]
     # Another protocol's figures would be one curve with those of the training.
     other = f"evaluate_{data.binarization}{'_dequantized' * data.dequantize}"
-    run = file.parent.parent
-    if (run / "tensorboard").is_dir():
-        with EventWriter(run / "tensorboard") as writer:
+    dashboard = file.parent.parent / "tensorboard"
+    in_run = file.parent.name == "checkpoints" and dashboard.is_dir()
+    if in_run and not dashboard.is_symlink():  # a link may lead anywhere
+        with EventWriter(dashboard) as writer:
             for name, value in named.items():
                 if not isinstance(value, list):
                     tag = f"{other if differences else 'evaluate'}/{name}"

@@ -1,4 +1,7 @@
-"""The model card of exported files: what the model is, how it was made, how to use the files."""
+"""The model card of exported files: what the model is, how it was made, how to use the files.
+
+A checkpoint and the metrics.json of its run may come from elsewhere: what they hold is escaped.
+"""
 
 import json
 import platform
@@ -8,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from vae_lightning import __version__
+from vae_lightning.configuration.quoting import markdown, printable
 from vae_lightning.data.catalogue import DATASETS
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.exporting.programs import BATCHES
@@ -18,6 +23,9 @@ from vae_lightning.models.base import Autoencoder, Export, Model, target_of
 from vae_lightning.runs.trained import Trained
 
 _ROWS = 16  # examples that the card's code makes
+
+_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the values of a foreign file can raise where they are read and written."""
 
 
 class _Source(NamedTuple):
@@ -34,7 +42,7 @@ def compose(trained: Trained, differences: Mapping[str, float]) -> str:
         differences: the largest difference of each exported file from the model, by file name.
 
     Raises:
-        ConfigurationError: the metrics.json of the checkpoint's run is damaged.
+        ConfigurationError: the checkpoint or the metrics.json of its run is damaged.
     """
     model, settings = trained.model, trained.trained_with
     source = _source(settings)
@@ -44,11 +52,13 @@ def compose(trained: Trained, differences: Mapping[str, float]) -> str:
         "library_name": "vae-lightning",
         "tags": ["variational-autoencoder", "pytorch", "pytorch-lightning", *formats],
     }
+    if trained.modality.noun == "image":
+        front["pipeline_tag"] = "unconditional-image-generation"
     if source.hub:
-        front |= {"pipeline_tag": "unconditional-image-generation", "datasets": [source.hub]}
+        front["datasets"] = [source.hub]
     parts = model.exports()
     sections = [
-        f"---\n{_yaml(front)}\n---",
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         _introduction(model, source, parts),
         _files(parts, differences),
         _usage(model, parts, differences),
@@ -73,12 +83,14 @@ def _has(differences: Mapping[str, float], suffix: str) -> bool:
     return any(name.endswith(f".{suffix}") for name in differences)
 
 
-def _yaml(values: Mapping[str, Any]) -> str:
-    lines = []
-    for key, value in values.items():
-        is_list = isinstance(value, list)
-        lines += [f"{key}:", *(f"- {each}" for each in value)] if is_list else [f"{key}: {value}"]
-    return "\n".join(lines)
+def _code(value: object) -> str:
+    """Return a text as code in a line or a cell of Markdown; as words where code can't hold it.
+
+    Some renderers take what stands in an HTML element, as all settings do, for HTML as it is.
+    """
+    text = str(value)
+    fits = text.strip() == text != "" and printable(text) == text and not {*"`|<>&"} & {*text}
+    return f"`{text}`" if fits else markdown(text)
 
 
 def _dtype(value: Tensor) -> str:
@@ -97,10 +109,8 @@ def _introduction(model: Model, source: _Source, parts: Mapping[str, Export]) ->
     labels = model.num_classes
     conditional = f"They are conditional on a label `y`, an int64 from 0 to {labels - 1}."
     words = [*holds, *([conditional] if labels else [])]
-    return (
-        f"# {model.describe()}, of {source.title}\n\nA generative model trained by vae-lightning. "
-        + " ".join(words)
-    )
+    title = f"# {markdown(model.describe())}, of {markdown(source.title)}"
+    return f"{title}\n\nA generative model trained by vae-lightning. {' '.join(words)}"
 
 
 def _files(parts: Mapping[str, Export], differences: Mapping[str, float]) -> str:
@@ -212,23 +222,29 @@ def _python(lines: list[str]) -> str:
 
 def _training(trained: Trained, source: _Source) -> str:
     content, model, settings = trained.content, trained.model, trained.trained_with
-    optimizer = content["hyper_parameters"]["optimizer"]
-    groups = {"model": model.settings, "optimizer": optimizer, "data": settings}
-    rows = [
-        f"| `{group}.{key}` | `{value}` |"
-        for group, values in groups.items()
-        for key, value in values.items()
-    ]
+    noun = trained.modality.noun
+    try:
+        optimizer = content["hyper_parameters"]["optimizer"]
+        groups = {"model": model.settings, "optimizer": optimizer, "data": settings}
+        rows = [
+            f"| {_code(f'{group}.{key}')} | {_code(value)} |"
+            for group, values in groups.items()
+            for key, value in values.items()
+        ]
+        steps, epoch = f"{content['global_step']:,d}", f"{content['epoch'] + 1:d}"
+        size, held_out = settings.get("batch_size"), _held_out(settings, noun)
+        batches = f" of {markdown(size)} {noun}s" if size else ""
+        chosen = {**model.protocol(), "optimiser": optimizer["name"]}
+        chosen |= {"learning rate": optimizer["learning_rate"], "schedule": optimizer["schedule"]}
+    except _UNFIT as error:
+        raise ConfigurationError(
+            f"checkpoint={trained.file}: not a checkpoint of this project, or damaged"
+        ) from error
     table = "\n".join(["| setting | value |", "|---|---|", *rows])
-    step, epoch = content["global_step"], content["epoch"] + 1
-    size, noun = settings.get("batch_size"), trained.modality.noun
-    batches = f" of {size} {noun}s" if size else ""
-    chosen = {**model.protocol(), "optimiser": optimizer["name"]}
-    chosen |= {"learning rate": optimizer["learning_rate"], "schedule": optimizer["schedule"]}
-    named = ", ".join(f"{name} `{value}`" for name, value in chosen.items())
+    named = ", ".join(f"{name} {_code(value)}" for name, value in chosen.items())
     return (
-        f"## Training\n\nThis is `{trained.file.name}`, saved after {step:,} steps{batches}, in "
-        f"epoch {epoch}, on {source.title}: {named}.{_held_out(settings, noun)}\n\n"
+        f"## Training\n\nThis is {_code(trained.file.name)}, saved after {steps} steps{batches}, "
+        f"in epoch {epoch}, on {markdown(source.title)}: {named}.{held_out}\n\n"
         "<details><summary>All settings, and the protocol of the data</summary>\n\n"
         f"{table}\n\n</details>"
     )
@@ -243,8 +259,9 @@ def _held_out(settings: Mapping[str, Any], noun: str) -> str:
         )
     if not (size := settings.get("val_size")):
         return ""
-    seed = f" (`split_seed={settings['split_seed']}`)" if "split_seed" in settings else ""
-    return f" {size:,} of the training {noun}s were held out for validation{seed}."
+    seed = f"split_seed={settings['split_seed']}" if "split_seed" in settings else ""
+    seed = f" ({_code(seed)})" if seed else ""
+    return f" {size:,d} of the training {noun}s were held out for validation{seed}."
 
 
 def _figures(trained: Trained) -> str:
@@ -258,24 +275,26 @@ def _figures(trained: Trained) -> str:
         figures, protocol, run = metrics["figures"], metrics["protocol"], metrics["run"]
         tested = Path(run["checkpoint"]).name
         if (tested, run.get("checkpoint_step", step)) != (file.name, step):
-            return f"{heading}None of this checkpoint: the training run tested another, `{tested}`."
+            another = f"the training run tested another, {_code(tested)}"
+            return f"{heading}None of this checkpoint: {another}."
         rows = []
         for name, how in metrics["described"].items():
             better = {"max": "higher is better", "min": "lower is better"}.get(how["better"], "")
-            cells = (f"`{name}`", f"{figures[name]:.2f}", how["label"], how["unit"], better)
+            words = (markdown(how["label"]), markdown(how["unit"]))
+            cells = (_code(name), f"{figures[name]:.2f}", *words, better)
             rows.append(f"| {' | '.join(cells)} |")
         head = ["| figure | value | what it is | unit | |", "|---|---|---|---|---|"]
         table = "\n".join([*head, *rows])
-        versions = ", ".join(f"{name} {number}" for name, number in metrics["versions"].items())
+        versions = [f"{name} {number}" for name, number in metrics["versions"].items()]
         noun, drawn = trained.modality.noun, protocol.get("binarization")
-        binarization = f" (binarisation {drawn})" if drawn else ""
+        binarization = f" (binarisation {markdown(drawn)})" if drawn else ""
         return (
-            f"{heading}Of this checkpoint, on {run['test_examples']:,} test {noun}s of "
-            f"{protocol['data']}: means over the {noun}s.\n\n{table}\n\nWhat they mean: "
-            f"{protocol['meaning']}{binarization}. One training run, of seed "
-            f"{run['seed']}, by {versions}."
+            f"{heading}Of this checkpoint, on {run['test_examples']:,d} test {noun}s of "
+            f"{markdown(protocol['data'])}: means over the {noun}s.\n\n{table}\n\nWhat they mean: "
+            f"{markdown(protocol['meaning'])}{binarization}. One training run, of seed "
+            f"{markdown(run['seed'])}, by {markdown(', '.join(versions))}."
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _UNFIT as error:
         raise ConfigurationError(
             f"{written}: not a training run's metrics; move it away to export without figures"
         ) from error
@@ -286,9 +305,9 @@ def _limits(model: Model, noun: str) -> str:
         "unit": "values in [0, 1]",
         "continuous": "values in [0, 1]",
         "binary": "values 0 or 1",
-        "tokens": f"whole numbers below {model.data.vocabulary}",
+        "tokens": f"whole numbers below {markdown(model.data.vocabulary)}",
     }
-    shape = " × ".join(map(str, model.data.shape))
+    shape = " × ".join(map(markdown, model.data.shape))
     lines = [
         f"- It knows one kind of {noun}: {shape}, {values[model.data.values]}. "
         "Of others it makes the nearest that it knows.",

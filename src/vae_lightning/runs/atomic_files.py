@@ -4,16 +4,22 @@ Nothing here follows a link that lies in a file's place: it may lead anywhere.
 """
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 
-def write(path: Path, content: bytes | memoryview) -> None:
+def write(path: Path, content: bytes | memoryview, flush: bool = True) -> None:
     """Write a file atomically: a reader sees the old content or the new one.
 
     That holds whenever the process or the machine stops.
+
+    Args:
+        path: the file.
+        content: what it shall hold.
+        flush: whether to wait for the disk. Else it holds only while the machine runs, which is
+            enough for pictures.
 
     Raises:
         OSError: the file can't be written. The old file is unchanged, and no temporary file stays.
@@ -28,11 +34,13 @@ def write(path: Path, content: bytes | memoryview) -> None:
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
+            if flush:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-        _flush_names(path.parent)
+        if flush:
+            _flush_names(path.parent)
     except BaseException as error:
         if made:
             temporary.unlink(missing_ok=True)
@@ -45,10 +53,12 @@ def point(link: Path, name: str) -> None:
     """Let ``link`` name another file of its directory, from one moment to the next.
 
     Raises:
-        OSError: it can't be made; what it named before it names still.
+        OSError: it can't be made, or a file lies there; what it named before it names still.
     """
     temporary = link.with_name(f".{link.name}.tmp")
     try:
+        if link.exists() and not link.is_symlink():
+            raise FileExistsError(errno.EEXIST, "a file is there, and no link", str(link))
         if temporary.is_symlink():  # of a process that was killed
             temporary.unlink()
         os.symlink(name, temporary)
@@ -58,7 +68,7 @@ def point(link: Path, name: str) -> None:
         raise OSError(f"{link} can't be written: {error.strerror}") from error
 
 
-def append(path: Path) -> BinaryIO:
+def append(path: Path) -> io.FileIO:
     """Open a file to write at its end, unbuffered; it is made if it isn't there.
 
     Raises:
@@ -69,7 +79,7 @@ def append(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(descriptor, "ab", buffering=0)
+    return io.FileIO(descriptor, "ab")
 
 
 def _clear(temporary: Path) -> None:

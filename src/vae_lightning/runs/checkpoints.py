@@ -5,7 +5,9 @@ Nothing in a file is executed: all are read with ``weights_only``.
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,53 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 
 from vae_lightning.configuration.building import class_of
+from vae_lightning.configuration.paths import expanded
+from vae_lightning.configuration.quoting import override, printable
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import DataSpec, Model
 from vae_lightning.runs import atomic_files
 from vae_lightning.runs.resume import SCHEDULES
 
+log = logging.getLogger(__name__)
+
 _OF_MODULE = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
 _OF_DATA = DataModule.CHECKPOINT_HYPER_PARAMS_KEY
+
+_OURS = re.compile(r"(?:step|best)_(?:[0-9]{8}|[1-9][0-9]{8,})\.ckpt")
+"""The names of the checkpoints that a run writes, and so may remove."""
+
+_UNFINISHED = re.compile(rf"\.{_OURS.pattern}(?:\.sha256)?\.tmp|\.(?:last|best)\.ckpt\.tmp")
+"""The temporary names of these and of the links to them."""
+
+_FIELDS: dict[tuple[str, ...], type] = {
+    ("state_dict",): dict,
+    ("epoch",): int,
+    ("global_step",): int,
+    (_OF_MODULE, "seed"): int,
+    (_OF_MODULE, "optimizer"): dict,
+    (_OF_MODULE, "model", "target"): str,
+    (_OF_MODULE, "model", "settings"): dict,
+    (_OF_MODULE, "model", "data"): dict,
+    (_OF_DATA, "data", "target"): str,
+    (_OF_DATA, "data", "settings"): dict,
+}
+"""The fields of a checkpoint that commands use, with their types."""
+
+_FIELDS_TO_RESUME: dict[tuple[str, ...], type] = {
+    ("pytorch-lightning_version",): str,
+    ("loops", "fit_loop"): dict,
+    ("callbacks",): dict,
+    ("optimizer_states",): list,
+    ("lr_schedulers",): list,
+    ("figures",): dict,
+    ("envelope", "processes"): int,
+    (_OF_MODULE, "trainer"): dict,
+}
+"""Those that a run needs as well, to go on."""
+
+_LARGEST = 2**53
+"""Larger numbers are no counters."""
 
 
 class EarlierVersion(ConfigurationError):
@@ -76,6 +117,8 @@ class VerifiedFiles(CheckpointIO):
 def is_verified(file: Path) -> bool:
     """Return whether a checkpoint is whole, by the SHA-256 beside it."""
     try:
+        if not _sum_of(file).is_file():  # nor is a pipe waited at
+            return False
         expected = _sum_of(file).read_text().split()[:1]
         return expected == [hashlib.sha256(file.read_bytes()).hexdigest()]
     except (OSError, ValueError):
@@ -117,22 +160,59 @@ def file_of_step(directory: Path, step: int) -> Path:
 
 def steps(directory: Path) -> list[int]:
     """Return the optimiser steps of a run directory's checkpoints, newest first, unverified."""
-    return sorted(
-        (int(file.stem[5:]) for file in (directory / "checkpoints").glob("step_????????.ckpt")),
-        reverse=True,
-    )
+    names = _names(directory / "checkpoints", _OURS)
+    return sorted((int(name[5:-5]) for name in names if name.startswith("step_")), reverse=True)
+
+
+def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    return [file.name for file in folder.glob("*") if pattern.fullmatch(file.name)]
+
+
+def is_of_run(name: str) -> bool:
+    """Return whether a file's name is one that a run's own checkpoints may have."""
+    return bool(_OURS.fullmatch(name))
 
 
 def keep(directory: Path, generations: int = 2) -> None:
-    """Remove a run's unfinished checkpoints, and all but the best and the newest few."""
+    """Remove a run's unfinished checkpoints, and all but the best and the newest few.
+
+    Files of other names aren't the run's, and stay.
+    """
     folder = directory / "checkpoints"
     kept = {file_of_step(directory, step).name for step in steps(directory)[:generations]}
     kept |= {link.readlink().name for link in folder.glob("*.ckpt") if link.is_symlink()}
-    for file in (*folder.glob("step_*.ckpt"), *folder.glob("best_*.ckpt")):
-        if file.name not in kept:
-            VerifiedFiles().remove_checkpoint(file)
-    for file in folder.glob(".*.tmp"):
-        file.unlink()
+    for name in _names(folder, _OURS):
+        if name not in kept:
+            VerifiedFiles().remove_checkpoint(folder / name)
+    for name in _names(folder, _UNFINISHED):
+        (folder / name).unlink()
+
+
+def restore_links(directory: Path) -> None:
+    """Put links in the place of copies of the checkpoints that ``last`` and ``best`` named.
+
+    Some programs copy a link's file.
+
+    Raises:
+        ConfigurationError: a file of such a name is none of the run's checkpoints.
+    """
+    folder = directory / "checkpoints"
+    for name in ("last.ckpt", "best.ckpt"):
+        link = folder / name
+        if link.is_symlink() or not link.exists():
+            continue
+        digest = hashlib.sha256(link.read_bytes()).hexdigest() if link.is_file() else ""
+        for found in sorted(_names(folder, _OURS)):
+            noted = _sum_of(folder / found)
+            if noted.is_file() and noted.read_bytes().split()[:1] == [digest.encode()]:
+                link.unlink()
+                atomic_files.point(link, found)
+                break
+        else:
+            raise ConfigurationError(
+                f"{override('resume', directory)}: checkpoints/{name} is none of this run's "
+                "checkpoints, and would be replaced; give it another name"
+            )
 
 
 def newest_whole(directory: Path, max_steps: int) -> tuple[int, dict[str, Any], list[str]]:
@@ -149,6 +229,7 @@ def newest_whole(directory: Path, max_steps: int) -> tuple[int, dict[str, Any], 
     Raises:
         ConfigurationError: none is whole, or the newest is of an earlier version.
     """
+    restore_links(directory)
     passed_over = []
     for step in steps(directory):
         file = file_of_step(directory, step)
@@ -161,8 +242,8 @@ def newest_whole(directory: Path, max_steps: int) -> tuple[int, dict[str, Any], 
                 return step, read(file), passed_over
             except EarlierVersion as error:
                 raise ConfigurationError(
-                    f"resume={directory}: its step {step} was written by vae-lightning 0.1, "
-                    "and only version 0.1 reads it"
+                    f"{override('resume', directory)}: its step {step} was written by "
+                    "vae-lightning 0.1, and only version 0.1 reads it"
                 ) from error
             except ConfigurationError:
                 passed_over.append(
@@ -170,8 +251,8 @@ def newest_whole(directory: Path, max_steps: int) -> tuple[int, dict[str, Any], 
                     "going on from an earlier one"
                 )
     raise ConfigurationError(
-        f"resume={directory}: none of its checkpoints is whole, so that nothing was done; "
-        "start the run anew"
+        f"{override('resume', directory)}: none of its checkpoints is whole, so that nothing was "
+        "done; start the run anew"
     )
 
 
@@ -185,6 +266,9 @@ def step_to_resume(
             another optimiser, Trainer or seed, or of an earlier version.
     """
     step, content, remarks = newest_whole(directory, trainer.max_steps)
+    with _refusing_to_resume(directory, step):
+        _check_fields(content, _FIELDS | _FIELDS_TO_RESUME)
+        _check_progress(content, step, trainer)
     saved, built = _settings(content), _settings(hyper_parameters(module, data))
     # Other processes may share a batch.
     if "data.batch_size" in saved:
@@ -197,14 +281,29 @@ def step_to_resume(
     for key in dict.fromkeys([*built, *saved]):
         if built.get(key) != saved.get(key):
             raise ConfigurationError(
-                f"resume={directory}: {key} is {built.get(key)} in its configuration, "
-                f"{saved.get(key)} in its step {step}"
+                f"{override('resume', directory)}: {printable(key)[:100]} is "
+                f"{printable(built.get(key))[:100]} in its configuration, "
+                f"{printable(saved.get(key))[:100]} in its step {step}"
             )
+    with _refusing_to_resume(directory, step):
+        _check_optimizer(content, list(module.parameters()))
     if trainer.max_epochs not in (-1, None) and content["epoch"] >= trainer.max_epochs:
         raise ConfigurationError(
             f"trainer.max_epochs={trainer.max_epochs}: the run is in epoch {content['epoch'] + 1}"
         )
     return step, [*remarks, f"Going on after step {step:,}"]
+
+
+@contextmanager
+def _refusing_to_resume(directory: Path, step: int) -> Iterator[None]:
+    """Turn whatever a checkpoint's wrong fields raise into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigurationError(
+            f"{override('resume', directory)}: can't go on from its step {step}: not a checkpoint "
+            f"of this project ({printable(error)[:100]})"
+        ) from error
 
 
 def hyper_parameters(module: LightningModule, data: DataModule) -> dict[str, Any]:
@@ -233,26 +332,125 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     return settings | {"the spec of the data": model["data"]}
 
 
+def _check_fields(content: Any, fields: Mapping[tuple[str, ...], type]) -> None:
+    """Check that a checkpoint has fields of the right types, and plain values for settings.
+
+    Raises:
+        ValueError: it hasn't; the message names the field.
+    """
+    for place, kind in fields.items():
+        value = content
+        for key in place:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{'.'.join(place)} is missing, or no {kind.__name__}")
+        if isinstance(value, int) and not 0 <= value < _LARGEST:
+            raise ValueError(f"{'.'.join(place)} is out of range")
+    for name in (_OF_MODULE, _OF_DATA):
+        if not _is_plain(content[name]):
+            raise ValueError(f"{name} holds more than plain values")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _check_progress(content: Mapping[str, Any], step: int, trainer: Trainer) -> None:
+    """Check that Lightning's counters are those of a run at a step.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    loops: dict[str, Any] = content["loops"]["fit_loop"]
+    _check_counters("loops", loops, trainer.fit_loop.state_dict())
+    done = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    if not content["global_step"] == done["completed"] == step:
+        raise ValueError(f"global_step isn't {step}")
+    if content["epoch"] != loops["epoch_progress"]["current"]["processed"]:
+        raise ValueError("epoch isn't that of its loops")
+    size = content[_OF_DATA]["data"]["settings"].get("batch_size", 1)
+    if content["envelope"]["processes"] < 1 or type(size) is not int:
+        raise ValueError("batch_size or processes")
+
+
+def _check_optimizer(content: Mapping[str, Any], weights: Sequence[torch.Tensor]) -> None:
+    """Check what an optimiser remembers of its weights: torch's kernels trust the sizes.
+
+    Raises:
+        ValueError: it isn't of these weights.
+    """
+    [optimizer] = content["optimizer_states"]
+    [group] = optimizer["param_groups"]
+    if list(group["params"]) != list(range(len(weights))):
+        raise ValueError("optimizer_states is of other weights")
+    if not _is_plain(group) or not _is_plain(content["lr_schedulers"]):
+        raise ValueError("optimizer_states or lr_schedulers holds more than plain values")
+    for number, kept in optimizer["state"].items():
+        for name, value in kept.items():
+            shape = torch.Size() if name == "step" else weights[number].shape
+            if value is not None and not (_is_whole(value) and value.shape == shape):
+                raise ValueError(f"optimizer_states: {name} isn't of its weight")
+
+
+def _is_whole(value: Any) -> bool:
+    """Return whether a value is a tensor of real numbers, each of which is in memory."""
+    if type(value) is not torch.Tensor or value.layout != torch.strided:
+        return False
+    end = (value.storage_offset() + value.numel()) * value.element_size()
+    return value.is_floating_point() and bool(end <= value.untyped_storage().nbytes())
+
+
+def _check_counters(place: str, found: Any, expected: Any) -> None:
+    if not isinstance(expected, dict):
+        if type(found) is not type(expected) or not 0 <= found < _LARGEST:
+            raise ValueError(f"{place} is no counter")
+        return
+    if not isinstance(found, dict) or found.keys() != expected.keys():
+        raise ValueError(f"{place} holds other counters")
+    for key, value in expected.items():
+        _check_counters(f"{place}.{key}", found[key], value)
+    order = [found[key] for key in ("ready", "started", "processed", "completed") if key in found]
+    if order != sorted(order, reverse=True):
+        raise ValueError(f"{place} completed more than it began")
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file that ``path`` names.
 
-    That is the file itself, or a run directory's best checkpoint, else its last.
+    That is the file itself, or a run directory's best checkpoint, else its last. Of a folder of
+    runs the newest is taken, which is logged.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    path = Path(path).expanduser()
+    path = Path(path) if Path(path).exists() else Path(expanded(str(path)))
     if path.is_file():
         return path
-    for name in ("best", "last"):
-        if (file := path / "checkpoints" / f"{name}.ckpt").is_file():
-            return file
-    what = (
-        "holds no checkpoints/best.ckpt or last.ckpt"
-        if path.is_dir()
-        else "is neither a file nor a run directory"
-    )
-    raise FileNotFoundError(f"checkpoint={path}: {what}")
+    if file := _checkpoint_of(path):
+        return file
+    if not path.is_dir():
+        instead = "type a checkpoint file or a run directory, as outputs/train/<run>"
+        if path.stem in ("best", "last"):
+            instead = f"name its run: outputs/train/<run>/checkpoints/{path.stem}.ckpt"
+        raise FileNotFoundError(f"{override('checkpoint', path)}: not found; {instead}")
+    runs = {run: file for run in path.iterdir() if (file := _checkpoint_of(run))}
+    if not runs:
+        raise FileNotFoundError(
+            f"{override('checkpoint', path)}: holds no checkpoints/best.ckpt or last.ckpt, "
+            "and no runs that do"
+        )
+    newest = max(runs, key=lambda run: (runs[run].stat().st_mtime_ns, run))
+    log.info("%s holds runs; the newest is %s", path, newest)
+    return runs[newest]
+
+
+def _checkpoint_of(run: Path) -> Path | None:
+    files = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    return next(filter(Path.is_file, files), None)
 
 
 # -- loading ------------------------------------------------------------------------------------
@@ -285,24 +483,54 @@ def build_model(file: Path, content: Mapping[str, Any], spec: DataSpec | None = 
         ConfigurationError: the content isn't a checkpoint's, or names a class that isn't allowed.
     """
     with _refusing_foreign_files(file):
+        _check_fields(content, _FIELDS)
         stored = content[_OF_MODULE]["model"]
         trained_for, settings = DataSpec(**stored["data"]), stored["settings"]
-        kind = class_of(f"{file}: model", stored["target"], Model)  # type: ignore[type-abstract]
+        kind = class_of(f"{file}: model", printable(stored["target"]), Model)  # type: ignore[type-abstract]
         start = "model."  # the module's attribute
         weights = {
             name.removeprefix(start): weight
             for name, weight in content["state_dict"].items()
             if name.startswith(start)
         }
+        with torch.device("meta"):
+            sketch = kind(trained_for, **settings)
+        _check_sizes(weights, sketch, file.stat().st_size)
         model = kind(trained_for, **settings)
         model.load_state_dict(weights)
     if spec and spec != trained_for:
         try:
-            model = kind(spec, **settings)
+            with torch.device("meta"):
+                sketch = kind(spec, **settings)
         except ValueError as error:
-            raise ConfigurationError(f"model.{str(error).splitlines()[0]}") from error
-        model.load_state_dict(weights)
+            raise ConfigurationError(f"model.{printable(str(error).splitlines()[0])}") from error
+        with _refusing_foreign_files(file):
+            _check_sizes(weights, sketch, file.stat().st_size)
+            model = kind(spec, **settings)
+            model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
+
+
+def _check_sizes(weights: Mapping[str, torch.Tensor], sketch: Model, size: int) -> None:
+    """Check that a model has the weights of a file, so that it takes no more memory than these.
+
+    Args:
+        weights: in the file, by name.
+        sketch: the model, without memory for its weights.
+        size: of the file, in bytes. A tensor in it may repeat the same few numbers.
+
+    Raises:
+        ValueError: it has other weights, or they are larger than the file.
+    """
+    expected = sketch.state_dict(keep_vars=True)
+    if {name: weight.shape for name, weight in weights.items()} != {
+        name: weight.shape for name, weight in expected.items()
+    }:
+        raise ValueError("the weights are those of another model")
+    once = {id(weight): weight.numel() for weight in expected.values()}  # some may be shared
+    smallest = min((weight.element_size() for weight in weights.values()), default=0)
+    if sum(once.values()) * smallest > size:
+        raise ValueError("the weights are larger than the file")
 
 
 def data_of(file: Path, content: Mapping[str, Any]) -> tuple[type[DataModule], dict[str, Any]]:
@@ -312,8 +540,9 @@ def data_of(file: Path, content: Mapping[str, Any]) -> tuple[type[DataModule], d
         ConfigurationError: the content isn't a checkpoint's, or names a class that isn't allowed.
     """
     with _refusing_foreign_files(file):
+        _check_fields(content, _FIELDS)
         stored = content[_OF_DATA]["data"]
-        kind = class_of(f"{file}: data", stored["target"], DataModule)  # type: ignore[type-abstract]
+        kind = class_of(f"{file}: data", printable(stored["target"]), DataModule)  # type: ignore[type-abstract]
         settings = dict(stored["settings"])
         # Never ours: a file may not say where the data of another machine lies or is put.
         settings.pop("dir", None)

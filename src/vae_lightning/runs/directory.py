@@ -22,9 +22,14 @@ from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files, signals
 
 _MADE: set[tuple[int, int]] = set()
-"""The directories that this process made or found empty, by device and inode."""
+"""The directories that this process made, by device and inode."""
 
-_POINTERS = ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+_FOUND_EMPTY: set[tuple[int, int]] = set()
+"""Those that it found empty, and that it was to write into."""
+
+_POINTERS = tuple(
+    f"checkpoints/{each}" for each in ("best.ckpt", "last.ckpt", ".best.ckpt.tmp", ".last.ckpt.tmp")
+)
 
 
 def make(directory: Path) -> None:
@@ -34,16 +39,18 @@ def make(directory: Path) -> None:
         FileExistsError: something of that name is there.
     """
     directory.mkdir()
-    adopt(directory)
+    _MADE.add(_identity(directory))
 
 
 def adopt(directory: Path) -> None:
-    """Let ``remove`` remove a directory that was found empty: all that comes into it is ours."""
-    _MADE.add(_identity(directory))
+    """Let ``remove`` empty a directory that was found empty: all that comes into it is ours."""
+    _FOUND_EMPTY.add(_identity(directory))
 
 
 def remove(directory: Path) -> bool:
     """Remove a directory with all that is in it, if this process made it or one that it lies in.
+
+    One that this process found empty is emptied, and stays.
 
     Returns:
         Whether it did; else nothing was touched.
@@ -51,8 +58,13 @@ def remove(directory: Path) -> bool:
     if directory.is_symlink() or not directory.is_dir():
         return False
     place = directory.absolute()
-    if not any(_identity(each) in _MADE for each in (place, *place.parents)):
+    if not any(_identity(each) in _MADE | _FOUND_EMPTY for each in (place, *place.parents)):
         return False
+    if _identity(place) in _FOUND_EMPTY:
+        for each in directory.iterdir():
+            if not remove(each):
+                each.unlink()
+        return True
     _MADE.discard(_identity(place))  # its number may be another's soon
     shutil.rmtree(directory)
     return True
@@ -77,11 +89,14 @@ def refuse_links(directory: Path, key: str) -> None:
         ConfigurationError: naming the link.
     """
     for folder, _, _ in os.walk(directory):
-        with os.scandir(folder) as entries:
+        # Of a study, other processes may be at trials, and remove files meanwhile.
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 name = os.path.relpath(entry.path, directory)
                 if entry.is_symlink():
-                    place = os.readlink(entry.path)
+                    place = ""
+                    with suppress(FileNotFoundError):
+                        place = os.readlink(entry.path)
                     if name.endswith(_POINTERS) and os.path.basename(place) == place:
                         continue
                     problem = f"is a link to {place}"
@@ -121,9 +136,10 @@ def remove_if_empty(directory: Path, standing: Path) -> None:
     with suppress(OSError):
         while directory.is_relative_to(standing) and directory != standing:
             if directory.exists():
-                made = _identity(directory)
+                identity = _identity(directory)
                 directory.rmdir()
-                _MADE.discard(made)
+                for known in (_MADE, _FOUND_EMPTY):
+                    known.discard(identity)
             directory = directory.parent
 
 
@@ -195,6 +211,24 @@ def save_configuration(config: DictConfig, directory: Path) -> None:
     }
     for name, content in contents.items():
         atomic_files.write(folder / f"{name}.yaml", OmegaConf.to_yaml(content).encode())
+
+
+@contextmanager
+def new_run_directory(name: str, config: DictConfig) -> Iterator[Path]:
+    """Make the directory of this run for the body to write into, with the configuration in it.
+
+    If the body fails, all that was written is removed.
+
+    Raises:
+        ConfigurationError: ``hydra.run.dir=…`` names a directory that isn't empty.
+    """
+    directory = make_run_directory(name)
+    try:
+        save_configuration(config, directory)
+        yield directory
+    except BaseException:
+        remove(directory)
+        raise
 
 
 def is_sweep(directory: Path) -> bool:

@@ -1,5 +1,6 @@
 """The log of a run as a file, which a full disk doesn't stop."""
 
+import io
 import logging
 import sys
 import traceback
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vae_lightning.runs import atomic_files
+from vae_lightning.runs.log_lines import Lines
 from vae_lightning.runs.loggers import Dispensable
 
 
@@ -17,9 +20,17 @@ class LogFile(logging.FileHandler):
     """
 
     def __init__(self, file: Path) -> None:
-        """Open the file."""
+        """Open the file, and write at its end."""
         super().__init__(file)
+        self.setFormatter(Lines("%(asctime)s %(message)s"))
         self.files = Dispensable("Lines")
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(
+            io.BufferedWriter(atomic_files.append(Path(self.baseFilename))),
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
@@ -47,7 +58,6 @@ def log_to(file: Path | None) -> Iterator[None]:
         yield
         return
     handler = LogFile(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield

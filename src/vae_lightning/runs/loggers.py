@@ -1,12 +1,14 @@
 """Loggers that survive a full disk: they warn once, stop writing, and let training continue."""
 
 import csv
+import io
 import logging
 import os
+import re
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +18,11 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from omegaconf import OmegaConf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import FileWriter, SummaryWriter
+
+from vae_lightning.runs import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +52,28 @@ class Dispensable:
             action(*arguments, **others)
         except OSError as error:
             self.given_up = True
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             log.warning(
                 "%s in %s are no longer written (%s); the run goes on",
                 self.what,
                 where,
-                error.strerror or error,
+                cause.strerror or cause,
             )
 
 
+def _write_settings(folder: str, settings: Mapping[str, Any]) -> None:
+    """Write ``hparams.yaml`` in a folder, which is made."""
+    os.makedirs(folder, exist_ok=True)
+    content = OmegaConf.to_yaml(OmegaConf.create(dict(settings))).encode()
+    atomic_files.write(Path(folder) / "hparams.yaml", content, flush=False)
+
+
 # -- TensorBoard -----------------------------------------------------------------------------------
+
+
+_PREFIX = "events.out.tfevents."
+_DATED = re.compile(re.escape(_PREFIX) + r"([0-9]{10})\b")
+"""The names of event files begin with their time in seconds."""
 
 
 class EventFile(FileWriter):
@@ -81,9 +99,13 @@ class EventFile(FileWriter):
 
     def _open(self) -> None:
         os.makedirs(self.directory, exist_ok=True)
-        # TensorBoard reads files in the order of their names, and a run may be resumed within the
-        # same second.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads files in the order of their names. A run may be resumed within the same
+        # second, or where the clock is behind.
+        origin = f"{socket.gethostname()}.{os.getpid()}"
+        name = f"{_PREFIX}{time.time():.6f}.{origin}"
+        newest = max(filter(_DATED.match, os.listdir(self.directory)), default="")
+        if found := _DATED.match(newest if newest >= name else ""):
+            name = f"{_PREFIX}{int(found[1]) + 1}.000000.{origin}"
         self._file = open(os.path.join(self.directory, name), "xb")  # noqa: SIM115
 
     def get_logdir(self) -> str:
@@ -163,45 +185,107 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the hyper-parameters to ``hparams.yaml``."""
-        self.experiment.files.write(self.experiment.log_dir, super().save)
+        """Write the hyper-parameters to ``hparams.yaml``, once."""
+        writer = self.experiment
+        if not os.path.lexists(Path(writer.log_dir) / "hparams.yaml"):
+            writer.files.write(writer.log_dir, _write_settings, writer.log_dir, self.hparams)
 
 
 # -- CSV -------------------------------------------------------------------------------------------
 
 
 class RowWriter(ExperimentWriter):
-    """Lightning's writer of rows, but it keeps the rows that it finds; Lightning's deletes them."""
+    """Lightning's writer of rows, but whole rows are never lost.
+
+    Lightning deletes those that it finds, and is cut off in the middle of them when a new figure
+    makes it write all anew.
+    """
 
     def __init__(self, directory: str, purge_step: int | None) -> None:
         """Take a directory, and the step from which its earlier rows are left out."""
         self.purge_step = purge_step
         self.files = Dispensable("Figures")
-        super().__init__(directory)
+        self.hparams: dict[str, Any] = {}
+        self.files.write(directory, super().__init__, directory)
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Write the hyper-parameters to ``hparams.yaml``."""
+        self.hparams.update(params)
+        self.files.write(self.log_dir, _write_settings, self.log_dir, self.hparams)
 
     def save(self) -> None:
         """Write the rows since the last time."""
-        self.files.write(self.metrics_file_path, super().save)
+        if self.metrics:
+            self.files.write(self.metrics_file_path, self._append)
         self.metrics = []
 
+    def _append(self) -> None:
+        file = Path(self.metrics_file_path)
+        if not self._record_new_keys() and file.exists():
+            with io.BufferedWriter(atomic_files.append(file)) as lines:
+                lines.write(_table(self.metrics_keys, self.metrics, header=False))
+        else:
+            earlier, _ = _whole_rows(file)
+            rows: list[Mapping[str, Any]] = [*earlier, *self.metrics]
+            atomic_files.write(file, _table(self.metrics_keys, rows))
+
     def _check_log_dir_exists(self) -> None:
+        """Leave out the rows from the purged step on, and what a killed process left of one."""
         file = Path(self.metrics_file_path)
         if not file.exists():
             return
-        with file.open(newline="") as lines:
-            reader = csv.DictReader(lines)
-            self.metrics_keys = list(reader.fieldnames or ())
-            kept = [
-                row
-                for row in reader
-                if self.purge_step is None or int(row["step"]) < self.purge_step
-            ]
-        shortened = file.with_suffix(".new")
-        with shortened.open("w", newline="") as lines:
-            writer = csv.DictWriter(lines, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)
-        shortened.replace(file)
+        rows, damaged = _whole_rows(file)
+        first = self.purge_step
+        kept = [row for row in rows if first is None or int(row["step"]) < first]
+        self.metrics_keys = list(rows[0]) if rows else []
+        if damaged:
+            log.warning("%s: damaged lines are left out (%d)", file, damaged)
+        if rows and (damaged or len(kept) < len(rows)):
+            atomic_files.write(file, _table(self.metrics_keys, kept))
+
+
+def _table(keys: Sequence[str], rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
+    """Return rows as the lines of a CSV file."""
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, keys)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return lines.getvalue().encode()
+
+
+def _whole_rows(file: Path) -> tuple[list[dict[str, str]], int]:
+    """Return the rows of a CSV file, none if it isn't there, and the number of damaged lines.
+
+    A row needs a step, a field for each key, and an end of its line.
+
+    Raises:
+        OSError: the file can't be read, or its first line has no key ``step``.
+    """
+    content = file.read_bytes() if file.exists() else b""
+    whole, _, rest = content.rpartition(b"\n")
+    reader = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
+    damaged = int(rest != b"")
+    keys: list[str] | None = None
+    rows: list[dict[str, str]] = []
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return rows, damaged
+        except csv.Error:
+            fields = []
+        if keys is None:
+            keys = fields
+            if "step" not in keys:
+                raise OSError("its first line is damaged")
+            continue
+        row = dict(zip(keys, fields, strict=False))
+        text = "".join(fields)
+        if len(fields) == len(keys) and row["step"].isdecimal() and not {*"\0\ufffd"} & {*text}:
+            rows.append(row)
+        else:
+            damaged += 1
 
 
 class RunCSVLogger(CSVLogger):

@@ -6,6 +6,7 @@ the ``sha256sum`` line of the file that it points to. This module doesn't import
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -23,9 +24,16 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from vae_lightning.configuration.addresses import check_address
+from vae_lightning.configuration.quoting import override, printable
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files, signals
-from vae_lightning.runs.directory import is_sweep, nearest_standing, remove_if_empty
+from vae_lightning.runs.directory import (
+    is_sweep,
+    make,
+    nearest_standing,
+    remove,
+    remove_if_empty,
+)
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -37,20 +45,24 @@ PATIENCE_AT_THE_END = 600.0
 """Seconds that a run which has nothing else to do waits for its mirror."""
 
 _PART = r"[\w=,+-][\w.=,+@-]*"
+_CHECKPOINT = r"(?:step|best)_(?:[0-9]{8}|[1-9][0-9]{8,})\.ckpt"
 _TURNS = tuple(
     re.compile(turn)
     for turn in (
         r"\.hydra/(?:config|hydra|overrides)\.yaml",
         # Logs and pictures: everything logged before the checkpoint.
         rf"(?!checkpoints/|metrics\.json$){_PART}(?:/{_PART})*",
-        r"checkpoints/(?:step|best)_[0-9]{8}\.ckpt",
-        r"checkpoints/(?:step|best)_[0-9]{8}\.ckpt\.sha256",
+        rf"checkpoints/{_CHECKPOINT}",
+        rf"checkpoints/{_CHECKPOINT}\.sha256",
         r"checkpoints/(?:last|best)",
         r"\.hydra/begun",
         r"metrics\.json",  # by which a run is finished
     )
 )
 """The files that make up a run, in the order of sending. Others are neither sent nor fetched."""
+
+_REMOVED = 2
+"""From this turn on a file is removed that a run no longer has. Others may be the user's own."""
 
 _POINTERS = ("checkpoints/last", "checkpoints/best")
 _CONFIGURATION = {f".hydra/{name}.yaml" for name in ("hydra", "overrides", "config")}
@@ -85,6 +97,7 @@ class Place:
             self.address, use_listings_cache=False, skip_instance_cache=True
         )
         self.is_local = address.startswith("file:")
+        self._made: list[Path] = []
 
     def is_empty(self) -> bool:
         """Return whether nothing at all lies there."""
@@ -116,11 +129,12 @@ class Place:
 
         Raises:
             FileExistsError: it was to be created, and is there.
-            OSError: what is read is not what was written.
+            OSError: what is read is not what was written, or a link lies in the file's place.
         """
         path = f"{self.root}/{name}"
+        self._refuse_links(name)
         if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._make(Path(path).parent)
             if create:
                 Path(path).touch(exist_ok=False)
             atomic_files.write(Path(path), content)
@@ -129,10 +143,36 @@ class Place:
         if not self.holds(name, content):
             raise OSError(f"{name} is not what was sent, when it is read back")
 
+    def _refuse_links(self, name: str) -> None:
+        """Refuse to change a file that a link on a share leads to."""
+        if self.is_local:
+            path = Path(self.root)
+            for part in name.split("/"):
+                path = path / part
+                if path.is_symlink():
+                    raise OSError(f"{path.relative_to(self.root)} is a link there")
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder, and note what was made."""
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it is there.
+
+        Raises:
+            OSError: it can't be removed, or a link leads to it.
+        """
+        self._refuse_links(name)
         with suppress(FileNotFoundError):
             self.files.rm_file(f"{self.root}/{name}")
+
+    def remove_folders(self) -> None:
+        """Remove the folders that were made here, if nothing is in them."""
+        while self._made:
+            with suppress(OSError):
+                self._made.pop().rmdir()
 
 
 class Mirror:
@@ -193,8 +233,8 @@ class Mirror:
                     f"mirror={self.address}: another run or other files are there; "
                     "name another place"
                 )
-            ahead = max(_steps(self._found), default="")
-            if ahead > max(_steps(self._local()), default=""):
+            ahead, here = _newest(self._found), _newest(self._local())
+            if (len(ahead), ahead) > (len(here), here):
                 raise ConfigurationError(
                     f"mirror={self.address}: is further than {self._directory}, by {ahead}; "
                     f"resume={self.address} goes on from there, elsewhere or once that directory "
@@ -226,8 +266,9 @@ class Mirror:
             log.warning("%s can't be removed again (%s)", self.address, _reason(error))
 
     def _clear(self) -> None:
-        if self._there:
-            self._place.files.rm(self._place.root, recursive=True)
+        for name in sorted(self._there):
+            self._remove(name)
+        self._place.remove_folders()
 
     def update(self) -> None:
         """Send what has changed and wait, but not for a mirror that was unreachable the last time.
@@ -252,7 +293,8 @@ class Mirror:
         if problem := self._problem():
             raise OSError(
                 f"mirror={self.address}: not all of the run is there ({problem}); "
-                f"it is whole in {self._directory}, and resume={self._directory} mirrors the rest"
+                f"it is whole in {self._directory}, "
+                f"and {override('resume', self._directory)} mirrors the rest"
             )
 
     def _begin_to_send(self) -> bool:
@@ -332,7 +374,7 @@ class Mirror:
         return marks, contents
 
     def _send(self, marks: dict[str, object], contents: dict[str, bytes]) -> None:
-        gone = self._there - marks.keys()
+        gone = {name for name in self._there - marks.keys() if (_turn(name) or 0) >= _REMOVED}
         superseded = {name for name in gone if name.endswith((".ckpt", ".sha256"))}
         for name in gone - superseded:
             self._remove(name)
@@ -422,8 +464,8 @@ def fetched(config: DictConfig) -> Iterator[str | None]:
     directory = Path("outputs/train") / address.rstrip("/").rpartition("/")[2]
     if directory.exists():
         raise ConfigurationError(
-            f"resume={address}: {directory} is there; resume={directory} goes on with that, "
-            "else move it away"
+            f"resume={address}: {directory} is there; {override('resume', directory)} goes on "
+            "with that, else move it away"
         )
     try:
         _fetch(Place("resume", address), directory)
@@ -431,16 +473,17 @@ def fetched(config: DictConfig) -> Iterator[str | None]:
         config.resume = str(directory)
         # Other processes of the run are started by this line.
         sys.argv[1:] = [
-            f"resume={directory}" if each.startswith("resume=") else each for each in sys.argv[1:]
+            override("resume", directory) if each.startswith("resume=") else each
+            for each in sys.argv[1:]
         ]
         yield address
     except BaseException as error:
         if made:
-            shutil.rmtree(directory)
+            remove(directory)
         remove_if_empty(directory, standing)
         if isinstance(error, ConfigurationError):
             raise ConfigurationError(
-                str(error).replace(f"resume={directory}", f"resume={address}")
+                str(error).replace(override("resume", directory), f"resume={address}")
             ) from error
         raise
 
@@ -452,7 +495,7 @@ def _fetch(place: Place, directory: Path) -> None:
         ConfigurationError: it can't be reached, holds no run, or more than there is room for.
         OSError: it can't be written.
     """
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    temporary: Path | None = None
     try:
         sizes = place.sizes()
         if not sizes.keys() >= _CONFIGURATION:
@@ -468,12 +511,13 @@ def _fetch(place: Place, directory: Path) -> None:
                 f"resume={place.address}: {sum(sizes.values()):,} bytes, "
                 f"where there is room for {room:,}"
             )
+        temporary = _make_beside(directory)
         for name in sorted(sizes):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             if name not in _POINTERS:
                 place.files.get_file(f"{place.root}/{name}", str(temporary / name))
             elif named := re.fullmatch(
-                rb"[0-9a-f]{64}  ((?:step|best)_[0-9]{8}\.ckpt)\n", place.read(name)
+                rf"[0-9a-f]{{64}}  ({_CHECKPOINT})\n".encode(), place.read(name)
             ):
                 (temporary / f"{name}.ckpt").symlink_to(named[1].decode())
         os.sync()
@@ -485,14 +529,27 @@ def _fetch(place: Place, directory: Path) -> None:
             f"resume={place.address}: can't be fetched ({_reason(error)})"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            remove(temporary)
 
 
-def _steps(names: Any) -> list[str]:
-    """Return the checkpoints of names that have their SHA-256, those that a run is resumed from."""
-    return [
+def _make_beside(directory: Path) -> Path:
+    """Make a hidden folder in which a directory is put together."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        temporary = directory.with_name(f".{directory.name}.{os.getpid()}.{number}")
+        with suppress(FileExistsError):  # of a process that was killed
+            make(temporary)
+            return temporary
+    raise AssertionError  # itertools.count does not end
+
+
+def _newest(names: Any) -> str:
+    """Return the newest checkpoint of names that has its SHA-256, as a resume needs; else none."""
+    found = [
         name for name in names if name.startswith("checkpoints/step_") and f"{name}.sha256" in names
     ]
+    return max(found, key=lambda name: (len(name), name), default="")
 
 
 def _aside(action: Callable[[], Result]) -> "Future[Result]":
@@ -513,4 +570,4 @@ def _reason(error: BaseException) -> str:
     """Return what to say of what a file system raised, in part of a line."""
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer"
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+    return printable(next(iter(str(error).splitlines()), "")[:200]) or type(error).__name__

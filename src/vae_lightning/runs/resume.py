@@ -14,10 +14,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_lightning.configuration import quoting
 from vae_lightning.configuration.composing import group_options, is_group, parse
 from vae_lightning.configuration.keys import check
+from vae_lightning.configuration.paths import expanded
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files
+from vae_lightning.runs.directory import refuse_links
 from vae_lightning.runs.mirror import place_of
 
 if TYPE_CHECKING:
@@ -61,20 +65,24 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
         ConfigurationError: the directory is not a run's, its configuration is refused, or an
             override was typed that a run can't change on its way.
     """
-    directory = Path(str(composed.resume)).expanduser()
+    directory = Path(expanded(str(composed.resume)))
+    named = quoting.override("resume", directory)
     typed = typed_beside_resume()
     folder = directory / ".hydra"
     if not folder.is_dir():
         raise ConfigurationError(
-            f"resume={directory}: no run directory; "
-            "name one that train has made, as outputs/train/<run>"
+            f"{named}: no run directory; name one that train has made, as outputs/train/<run>"
         )
+    refuse_links(directory, "resume")
     try:
         config = OmegaConf.load(folder / "config.yaml")
         overrides = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
         begun_in = Path(OmegaConf.load(folder / "hydra.yaml").hydra.runtime.cwd)
         if not isinstance(config, DictConfig) or not isinstance(overrides, list):
             raise TypeError("other content than expected")
+        for group in ("model", "optimizer", "data", "trainer", "callbacks", "logger"):
+            if group in config and not isinstance(config[group], DictConfig):
+                raise TypeError(f"{group} is no group")
     except (
         OSError,
         TypeError,
@@ -84,11 +92,11 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
         OmegaConfBaseException,
     ) as error:
         raise ConfigurationError(
-            f"resume={directory}: no run directory that train has made ({error!s:.100})"
+            f"{named}: no run directory that train has made ({printable(error)[:100]})"
         ) from error
     if "model" in config and "optimizer" not in config:
         raise ConfigurationError(
-            f"resume={directory}: begun by version 0.1, and only version 0.1 goes on with it"
+            f"{named}: begun by version 0.1, and only version 0.1 goes on with it"
         )
     max_epochs = config.get("trainer", {}).get("max_epochs")
     processes = _processes(config)
@@ -107,7 +115,7 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
         config.mirror = place_of(config.mirror, directory)
     if not config.callbacks.get("last"):
         raise ConfigurationError(
-            f"resume={directory}: without callbacks.last a run keeps nothing to go on from"
+            f"{named}: without callbacks.last a run keeps nothing to go on from"
         )
     config.resume = str(directory)
     return config
@@ -133,7 +141,7 @@ def _find_data(config: DictConfig, begun_in: Path) -> None:
     """Let a folder of the data that was named from another directory be found from any."""
     named = config.get("data", {}).get("dir")
     if isinstance(named, str):
-        config.data.dir = str(begun_in / Path(named).expanduser())
+        config.data.dir = str(begun_in / expanded(named))
 
 
 def typed_beside_resume() -> list[str]:
@@ -221,11 +229,11 @@ def is_finished(config: DictConfig) -> bool:
     """
     directory = Path(config.resume)
     try:
-        run = json.loads((directory / "metrics.json").read_bytes())["run"]
-    except (OSError, ValueError, KeyError, TypeError):
+        epochs = int(json.loads((directory / "metrics.json").read_bytes())["run"]["epochs"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False  # not there, or damaged: it is written anew
     before: Any = OmegaConf.load(directory / ".hydra" / "config.yaml")
-    if before.callbacks != config.callbacks and run["epochs"] < config.trainer.max_epochs:
+    if before.callbacks != config.callbacks and epochs < config.trainer.max_epochs:
         return False  # another patience may let a run go on that was ended early
     return bool(before.trainer.max_epochs == config.trainer.max_epochs)
 
@@ -256,6 +264,6 @@ def lock_directory(directory: Path) -> "BaseFileLock":
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConfigurationError(
-            f"resume={directory}: another process is training there"
+            f"{quoting.override('resume', directory)}: another process is training there"
         ) from error
     return lock

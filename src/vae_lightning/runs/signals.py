@@ -1,4 +1,7 @@
-"""What SIGTERM and Ctrl-C do: end the process at once, or in training after the current step."""
+"""What SIGTERM, SIGHUP and Ctrl-C do: end the process at once, or in training after a step.
+
+SIGHUP comes when a terminal is closed or a connection is lost.
+"""
 
 import signal
 import threading
@@ -8,7 +11,10 @@ from types import FrameType
 
 
 class Interrupted(SystemExit):
-    """The end of the process by a signal, with a shell's exit code: SIGTERM 143, Ctrl-C 130."""
+    """The end of the process by a signal, with a shell's exit code.
+
+    SIGTERM 143, Ctrl-C 130, SIGHUP 129.
+    """
 
     def __init__(self, number: int) -> None:
         """Take the signal's number."""
@@ -41,8 +47,10 @@ def heeded(*numbers: int, once: bool = False) -> Iterator[None]:
 
     Between ``leave_to_system`` and ``heed`` they end the process directly.
 
+    SIGHUP stays ignored in a process that was started with ``nohup``.
+
     Args:
-        *numbers: the signals; by default SIGTERM and Ctrl-C.
+        *numbers: the signals; by default SIGTERM, Ctrl-C and SIGHUP.
         once: ignore signals after the first, because the sender repeats them. It has SIGKILL if it
             can't wait.
     """
@@ -51,11 +59,11 @@ def heeded(*numbers: int, once: bool = False) -> Iterator[None]:
     ):  # where Python lets nobody set handlers
         yield
         return
-    _Asked.heeded, _Asked.once, _Asked.came = (
-        numbers or (signal.SIGTERM, signal.SIGINT),
-        once,
-        False,
-    )
+    if not numbers:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            numbers = numbers[:2]
+    _Asked.heeded, _Asked.once, _Asked.came = numbers, once, False
     _Asked.deferred, _Asked.number = False, None
     before = {number: signal.signal(number, _handle) for number in _Asked.heeded}
     try:
@@ -89,6 +97,8 @@ def heed() -> None:
 
 def defer(tell: Callable[[], object] | None = None) -> None:
     """From now on only note a first signal, for ``check``; a second one ends the process at once.
+
+    A second SIGHUP doesn't: it may come of the same closed terminal.
 
     Args:
         tell: called when a signal comes, to inform others.
@@ -125,6 +135,26 @@ def check() -> None:
         raise Interrupted(number)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Only note signals while the body runs, and act on them at its end.
+
+    Libraries may be left half changed by an exception out of nowhere, or swallow it.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    deferred, tell = _Asked.deferred, _Asked.tell
+    if not deferred:
+        _Asked.deferred, _Asked.tell = True, None
+    try:
+        yield
+    finally:
+        _Asked.deferred, _Asked.tell = deferred, tell
+        if not deferred:
+            check()
+
+
 def defer_no_longer() -> None:
     """Let signals end the process at once again; what was noted ends it here.
 
@@ -136,13 +166,14 @@ def defer_no_longer() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _Asked.once and _Asked.came:
+    # A closed terminal may send SIGHUP twice: by the system and by the shell.
+    if _Asked.came and (_Asked.once or number == signal.SIGHUP):
         return
     _Asked.number, _Asked.came = number, True
     if not _Asked.deferred:
         raise Interrupted(number)
     if not _Asked.once:
-        for each in _Asked.heeded:
+        for each in {*_Asked.heeded} - {signal.SIGHUP}:
             signal.signal(each, signal.SIG_DFL)
     if _Asked.tell:
         _Asked.tell()

@@ -11,7 +11,7 @@ from vae_lightning.configuration.building import build_part, require
 from vae_lightning.data.batches import Batches
 from vae_lightning.data.datamodule import DataModule, Split
 from vae_lightning.data.modality import Modality
-from vae_lightning.errors import ConfigurationError
+from vae_lightning.errors import ConfigurationError, DatasetUnavailable
 from vae_lightning.models.base import Model, target_of
 from vae_lightning.runs import checkpoints, signals
 from vae_lightning.runs.processor import flush_denormals
@@ -71,7 +71,14 @@ class Trained:
                 raise
             chosen = ", ".join(f"data.{key}={typed[key]}" for key in typed if key in settings)
             raise ConfigurationError(f"{chosen}: {error}") from error
-        self.data.prepare_data()
+        try:
+            self.data.prepare_data()
+        except DatasetUnavailable as error:
+            if "dir" in typed:
+                raise
+            raise DatasetUnavailable(
+                f"{error} (a checkpoint doesn't store data.dir: type it as in training)"
+            ) from error
         self.data.setup()
         return self.data
 

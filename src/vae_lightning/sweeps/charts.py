@@ -79,6 +79,7 @@ def rate_distortion(combinations: Sequence[Combination]) -> Figure | None:
     if not points:
         return None
     unit = described([job for each in points for job in each.jobs], "test/kl")["unit"]
+    unit = unit.replace("$", r"\$")
     figure, axes = _axes(f"rate: KL, {unit}", f"distortion: −log-likelihood, {unit}", len(points))
     for style, each in zip(_STYLES, points, strict=False):
         (rate, rate_error), (likelihood, error) = (
@@ -172,7 +173,7 @@ def learning_curves(curves: Sequence[tuple[Combination, Curve]], tried: int) -> 
 def _named(jobs: Sequence[Job], name: str, split: str) -> str:
     """Return a figure with its unit, as an axis is called."""
     how = described(jobs, name)
-    return ", ".join(filter(None, (f"{split} {how['label']}", how["unit"])))
+    return ", ".join(filter(None, (f"{split} {how['label']}", how["unit"]))).replace("$", r"\$")
 
 
 def _axes(across: str, up: str, lines: int) -> tuple[Figure, Axes]:

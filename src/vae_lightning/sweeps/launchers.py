@@ -19,7 +19,8 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from vae_lightning.configuration.hydra_settings import LAUNCHERS
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.runs import signals
+from vae_lightning.runs import signals, streams
+from vae_lightning.runs.log_lines import Lines
 from vae_lightning.sweeps.ledger import Ledger
 
 EXTRAS = {"joblib": "sweeps", "submitit_slurm": "sweeps", "ray": "ray"}
@@ -156,13 +157,15 @@ def run_elsewhere(job: Callable[[], None], number: int, ledger: Ledger) -> None:
     gone. So nothing is left running.
     """
     by_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-    # Ctrl-C reaches all processes of a terminal; the sweep's own process handles it.
+    # Ctrl-C and SIGHUP reach all processes of a terminal; the sweep's own process handles them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):  # what joblib and Ray say themselves
         os.environ.setdefault("OMP_NUM_THREADS", cores)
     os.environ["TQDM_DISABLE"] = "1"  # the bars of several jobs would be drawn over each other
+    streams.install()
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(logging.Formatter(f"[{number}] %(message)s"))
+        handler.setFormatter(Lines(f"[{number}] %(message)s"))
     over, parent = threading.Event(), os.getppid()
     threading.Thread(target=_watch, args=(ledger, parent, over), daemon=True).start()
     try:

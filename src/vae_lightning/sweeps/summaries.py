@@ -4,27 +4,26 @@ This module doesn't import torch.
 """
 
 import csv
-import json
 import logging
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs.directory import is_finished
+from vae_lightning.sweeps import stored
 from vae_lightning.sweeps.ledger import as_in_job
 
 FINISHED = "finished"
@@ -34,19 +33,10 @@ _MOVES_NO_FIGURE = (
     "mirror",
     "data.dir",
 )  # data counts by its SHA-256, wherever it lies
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    yaml.YAMLError,
-    OmegaConfBaseException,
-)
-"""What reading a file raises that is broken off, or another than expected."""
-_EARLIER = "written by version 0.1, and only version 0.1 summarizes it"
+QUICK_PASS = "quick pass"
+_MOST_CSV = 100_000_000
+_FIELD = 1_000_000
+"""The longest cell of a table of figures that is read."""
 
 Mean = tuple[float, float | None]
 """Mean and sample standard deviation; None: of one value."""
@@ -62,7 +52,7 @@ class Job:
     Attributes:
         directory: the directory of its files; None if it has none.
         state: ``finished`` if it counts; else why it doesn't: ``repeated``, ``failed``,
-            ``unfinished``, ``damaged`` or ``never begun``.
+            ``unfinished``, ``damaged``, ``quick pass`` or ``never begun``.
         problem: what else is known about the state.
         overrides: the overrides of a job without a directory.
         seed: the seed; None if it couldn't be read.
@@ -90,7 +80,7 @@ class Job:
     @property
     def name(self) -> str:
         """The directory as one would type it from here, or the overrides."""
-        return _from_here(self.directory) if self.directory else self.overrides
+        return printable(_from_here(self.directory) if self.directory else self.overrides)
 
     @cached_property
     def identity(self) -> frozenset[str]:
@@ -126,7 +116,7 @@ def find_jobs(directories: Sequence[Path]) -> list[Job]:
     """
     if not directories:
         raise ConfigurationError("sweep=[]: name a directory at least")
-    files, asked = set(), []
+    found_in, asked = set(), []
     for directory in directories:
         if not directory.is_dir():
             raise ConfigurationError(f"sweep={directory}: no such directory")
@@ -137,9 +127,9 @@ def find_jobs(directories: Sequence[Path]) -> list[Job]:
                 f"sweep={directory}: no runs in it; "
                 "name a sweep's directory, or one of run directories"
             )
-        files |= {file.resolve() for file in here}
-        asked += [file.resolve() for file in swept]
-    runs = sorted((file.parent.parent for file in files), key=_natural)
+        found_in |= {file.parent.parent.resolve() for file in here}
+        asked += [file.parent.resolve() / file.name for file in swept]
+    runs = sorted(found_in, key=_natural)
     # A search keeps a configuration of its own above its runs.
     above = {parent for run in runs for parent in run.parents}
     found = {run: _read(run) for run in runs if run not in above or is_finished(run)}
@@ -153,7 +143,8 @@ def find_jobs(directories: Sequence[Path]) -> list[Job]:
 
 def _natural(path: Path) -> list[str | int]:
     """Let job 10 come after job 9."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(path))]
+    parts = re.split(r"([0-9]{1,16})", str(path))
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _from_here(path: Path) -> str:
@@ -164,93 +155,69 @@ def _from_here(path: Path) -> str:
 def _read(directory: Path) -> Job | None:
     """Return the job of a run directory; None: another command's, which trains nothing."""
     job = Job(directory, "damaged")
-    file = directory / ".hydra" / "config.yaml"
+    name = ".hydra/config.yaml"
     try:
-        config = _load_yaml(file)
-        if isinstance(config, dict) and "model" not in config:
+        config = stored.load_configuration(directory)
+        if "model" not in config:
             return None
         job.settings = _resolved(config, directory)
-        job.seed = job.settings.pop("seed")
+        seed = job.settings.pop("seed")
+        if type(seed) is not int:
+            raise TypeError(f"seed is {seed}")
+        job.seed = seed
         for key in _MOVES_NO_FIGURE:
             job.settings.pop(key, None)
-        file = directory / "metrics.json"
+        if stored.is_quick(job.settings.get("trainer.fast_dev_run")):
+            job.state, job.problem = QUICK_PASS, "trainer.fast_dev_run measures nothing"
+            return job
+        name = "metrics.json"
         if is_finished(directory):
-            _load_figures(file, job)
+            measured = stored.measured(directory)
+            job.figures, job.protocol = measured.figures, measured.protocol
+            job.described = measured.described
+            job.criterion, job.terms = measured.criterion, measured.terms
             job.state = FINISHED
             return job
-    except _DAMAGE as error:
-        job.problem = (
-            f"{file.relative_to(directory)}, {type(error).__name__}: {' '.join(str(error).split())}"
-        )
+        name = "train.log"
+        error_line = _last_error(directory / name)
+    except stored.DAMAGE as error:
+        job.problem = f"{name}, {stored.problem_of(error)}"
         return job
     steps = [
         int(each.stem[5:])
         for each in directory.glob("checkpoints/step_*.ckpt")
-        if each.stem[5:].isdecimal()
+        if re.fullmatch("[0-9]{8,16}", each.stem[5:])
     ]
-    error_line = _last_error(directory / "train.log")
     job.state = "failed" if error_line else "unfinished"
     job.problem = f"saved up to step {max(steps):,}" if steps else "no checkpoint"
     job.problem += f"; {error_line}" if error_line else "; stopped, or at work still"
     return job
 
 
-def _load_yaml(file: Path) -> Any:
-    """Read a file as OmegaConf writes it, in a tenth of the time that OmegaConf takes to."""
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)(file.read_text()).get_single_data()
-
-
 def _resolved(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Return a configuration by dotted key, with references resolved and without its loggers."""
     if "${criterion:" in str(config):  # a resolver that only version 0.1 has
-        raise ValueError(_EARLIER)
+        raise ValueError(stored.EARLIER)
     config.pop("logger", None)
     settings: dict[str, Any] = {"runtime": {}}
     if "${hydra:" in str(config):
-        settings = _load_yaml(directory / ".hydra" / "hydra.yaml")["hydra"]
+        settings = stored.load_yaml(directory / ".hydra" / "hydra.yaml")["hydra"]
     with as_in_job(OmegaConf.create(settings)):
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    return dict(_leaves(resolved))
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
-
-
-def _load_figures(file: Path, job: Job) -> None:
-    """Read a ``metrics.json`` into a job.
-
-    Raises:
-        Exception: one of ``_DAMAGE``.
-    """
-    content = json.loads(file.read_text())
-    if "described" not in content:
-        raise ValueError(_EARLIER)
-    values = content["figures"].items()
-    figures = {name: float(value) for name, value in values if not isinstance(value, list)}
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} is {value}")
-    job.protocol = {**content["protocol"], "test_examples": content["run"].get("test_examples")}
-    job.described = {name: dict(how) for name, how in content["described"].items()}
-    job.criterion, job.terms = str(content["comparison"]), list(content["terms"])
-    job.figures = figures
+    return {printable(key): value for key, value in stored.leaves(resolved)}
 
 
 def _last_error(log: Path) -> str:
     """Return the last line of the traceback that a log ends with; empty: it ends with none."""
-    if not log.is_file():
+    if not log.exists():
         return ""
     records = re.split(
         r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ",
-        log.read_text(errors="replace"),
+        stored.text(log, end=100_000),
         flags=re.MULTILINE,
     )
-    return records[-1].rstrip().splitlines()[-1] if records[-1].startswith("Traceback") else ""
+    last = records[-1].rstrip().splitlines()
+    return printable(last[-1])[:300] if records[-1].startswith("Traceback") else ""
 
 
 def _pass_over_repeated(jobs: Mapping[Path, Job]) -> None:
@@ -275,7 +242,7 @@ def _never_begun(file: Path, runs: Iterable[Path]) -> list[Job]:
     Empty if a file can't be read.
     """
     try:
-        settings = _load_yaml(file)["hydra"]
+        settings = stored.load_yaml(file)["hydra"]
         params = settings["sweeper"].get("params") or {}
         line = [
             *(f"{key}={value}" for key, value in params.items()),
@@ -285,8 +252,8 @@ def _never_begun(file: Path, runs: Iterable[Path]) -> list[Job]:
             OverridesParser.create().parse_overrides(line), None
         )[0]
         here = [run for run in runs if run.is_relative_to(file.parent)]
-        begun = [set(_load_yaml(run / ".hydra" / "overrides.yaml")) for run in here]
-    except (*_DAMAGE, HydraException):
+        begun = [set(stored.load_yaml(run / ".hydra" / "overrides.yaml")) for run in here]
+    except (*stored.DAMAGE, HydraException):
         return []
     wanted = [{each for each in job if not each.startswith("hydra")} for job in asked]
     common = set.intersection(*wanted) if len(wanted) > 1 else set()
@@ -300,25 +267,41 @@ def _never_begun(file: Path, runs: Iterable[Path]) -> list[Job]:
 
 def learning_curve(job: Job, name: str) -> dict[int, float]:
     """Return a validation figure of a job by optimiser step; empty if no log of it can be read."""
+    assert job.directory is not None
+    for table in job.directory.glob("*/metrics.csv"):
+        with suppress(*stored.DAMAGE, csv.Error):
+            csv.field_size_limit(_FIELD)
+            rows = csv.DictReader(stored.text(table, _MOST_CSV).splitlines())
+            values = {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
+            return {step: value for step, value in values.items() if _is_figure(value)}
+    for folder in {events.parent for events in job.directory.glob("*/events.out.tfevents.*")}:
+        # What damaged records raise is of many kinds.
+        with suppress(Exception):
+            if curve := _logged(folder, name):
+                return curve
+    return {}
+
+
+def _logged(folder: Path, name: str) -> dict[int, float]:
+    """Return a figure by step from TensorBoard's files."""
     from tensorboard.backend.event_processing.event_accumulator import (
         SCALARS,
         EventAccumulator,
     )  # takes longer than all else
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each file that it opens
-    assert job.directory is not None
-    for table in job.directory.glob("*/metrics.csv"):
-        with suppress(*_DAMAGE), table.open(newline="") as lines:
-            rows = [row for row in csv.DictReader(lines) if row.get(name)]
-            values = {int(row["step"]): float(row[name]) for row in rows}
-            return {step: value for step, value in values.items() if math.isfinite(value)}
-    for folder in {events.parent for events in job.directory.glob("*/events.out.tfevents.*")}:
-        log = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: all of them
-        if name in log.Tags()["scalars"]:
-            return {
-                event.step: event.value for event in log.Scalars(name) if math.isfinite(event.value)
-            }
-    return {}
+    for file in folder.iterdir():
+        if not file.is_file():  # a pipe would be waited at
+            raise ValueError(f"{file.name} is no file")
+    logging.getLogger("tensorboard").setLevel(logging.CRITICAL)  # it speaks of each file it opens
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: all of them
+    if name not in events.Tags()["scalars"]:
+        return {}
+    values = {event.step: event.value for event in events.Scalars(name)}
+    return {step: value for step, value in values.items() if _is_figure(value)}
+
+
+def _is_figure(value: float) -> bool:
+    return math.isfinite(value) and abs(value) <= stored.LARGEST
 
 
 # -- averaging -------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vae_lightning.configuration.quoting import markdown as escaped
+from vae_lightning.configuration.quoting import printable, spreadsheet_cell
 from vae_lightning.sweeps.summaries import (
     FINISHED,
     Combination,
@@ -41,25 +43,34 @@ class Row(NamedTuple):
 
 
 def text_of(value: Any) -> str:
-    """Return a value of the configuration as it is typed."""
+    """Return a value of the configuration as it is typed, in a line."""
     if isinstance(value, list):
         return f"[{','.join(map(text_of, value))}]"
-    return (
-        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else printable(value)
 
 
 def label(settings: Mapping[str, Any], number: int | None = None) -> str:
     """Return settings as a line that fits below a chart.
 
-    Keys are cut to their last word. If the line is too long, it is cut and starts with the number.
+    Keys are cut to their last words, as many as tell them apart. If the line is too long, it is cut
+    and starts with the number.
     """
-    text = ", ".join(
-        f"{key.rpartition('.')[2]}={text_of(value)}" for key, value in settings.items()
-    )
-    if len(text) <= 50:
-        return text
-    return f"no. {number}: {text[:40]}…" if number else f"{text[:49]}…"
+    text = ", ".join(f"{_short(key, settings)}={text_of(settings[key])}" for key in settings)
+    if len(text) > 50:
+        text = f"no. {number}: {text[:40]}…" if number else f"{text[:49]}…"
+    return text.replace("$", r"\$")  # between two of them matplotlib reads mathematics
+
+
+def _short(key: str, keys: Iterable[str]) -> str:
+    """Return the last words of a key that no other key ends with."""
+    words = key.split(".")
+    for start in range(len(words) - 1, 0, -1):
+        end = ".".join(words[start:])
+        if not any(f".{other}".endswith(f".{end}") for other in keys if other != key):
+            return end
+    return key
 
 
 def table(combinations: Sequence[Combination], sort: str) -> str:
@@ -131,7 +142,7 @@ def remarks(combinations: Sequence[Combination]) -> list[str]:
     unit = described(counted, criterion_of(counted))["unit"]
     said = ["mean ± sample standard deviation over the n seeds of a combination"]
     said[0] += f", in {unit}" * bool(unit)
-    said += list(dict.fromkeys(str(job.protocol.get("meaning")) for job in counted))
+    said += list(dict.fromkeys(printable(job.protocol.get("meaning")) for job in counted))
     for key in _COMPARED:
         values = dict.fromkeys(text_of(job.protocol.get(key)) for job in counted)
         if len(values) > 1:
@@ -188,12 +199,14 @@ def markdown(
     """Return a page with the table, remarks on it, the jobs that don't count, and the charts."""
     keys = list(dict.fromkeys(key for each in combinations for key in each.settings))
     figures = _cells(combinations, sort)
-    lines = ["# Summary", "", _row([*keys, "n", *(_label(combinations, name) for name in figures)])]
+    labels = [_label(combinations, name) for name in figures]
+    lines = ["# Summary", "", _row(map(escaped, [*keys, "n", *labels]))]
     lines.append(_row(["---"] * len(keys) + ["---:"] * (1 + len(figures))))
     for number, each in enumerate(combinations):
         cells = [_aligned([column[number]])[0] for column in figures.values()]
-        lines.append(_row([*_values(each.settings, keys), str(len(each.jobs)), *cells]))
-    lines += ["", f"Sorted by `{sort}`.", "", *(f"- {each}" for each in said)]
+        values = [*_values(each.settings, keys), str(len(each.jobs)), *cells]
+        lines.append(_row(map(escaped, values)))
+    lines += ["", f"Sorted by {escaped(sort)}.", "", *(f"- {escaped(each)}" for each in said)]
     if rows:
         lines += [
             "",
@@ -201,7 +214,7 @@ def markdown(
             "",
             _row(Row._fields),
             _row(["---"] * len(Row._fields)),
-            *map(_row, rows),
+            *(_row(map(escaped, row)) for row in rows),
         ]
     for name in charts:
         lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
@@ -209,7 +222,7 @@ def markdown(
 
 
 def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(cells)} |"
 
 
 def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
@@ -247,5 +260,7 @@ def jobs_csv(jobs: Sequence[Job]) -> str:
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
     written = io.StringIO()
-    csv.writer(written).writerows(rows)
+    writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)  # also for those that split at ";"
+    for row in rows:
+        writer.writerow(spreadsheet_cell(each) if isinstance(each, str) else each for each in row)
     return written.getvalue()

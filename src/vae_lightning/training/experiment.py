@@ -1,8 +1,8 @@
 """A training run from its configuration to its figures: build the parts, fit, test."""
 
 import logging
-import os
-import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,20 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from vae_lightning.configuration.building import build_part, require
+from vae_lightning.configuration.building import build_part, require, require_memory
+from vae_lightning.configuration.quoting import override, printable
 from vae_lightning.data.batches import Seed
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Model
 from vae_lightning.runs import mirror, signals
 from vae_lightning.runs.checkpoints import file_of_step, find_checkpoint, step_to_resume
-from vae_lightning.runs.directory import make_run_directory, save_configuration, use_run_directory
+from vae_lightning.runs.directory import (
+    make_run_directory,
+    remove,
+    save_configuration,
+    use_run_directory,
+)
 from vae_lightning.runs.processor import flush_denormals
 from vae_lightning.runs.resume import has_begun, lock_directory, store_configuration
 from vae_lightning.training import processes
@@ -136,7 +142,7 @@ def build(config: DictConfig) -> Experiment:
         if lock is not None:
             lock.release()
             if config.resume is None:
-                shutil.rmtree(directory)
+                remove(directory)
                 if mirrored:
                     mirrored.withdraw()
         raise
@@ -167,8 +173,14 @@ def fit(experiment: Experiment) -> None:
     step = experiment.resumed_step
     file = None if step is None else file_of_step(experiment.directory, step)
     trainer = experiment.trainer
+
+    def is_restored() -> bool:
+        """Return whether an epoch has been trained since: all that was restored has been used."""
+        return trainer.global_step - (step or 0) > trainer.num_training_batches
+
     try:
-        trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
+        with _restoring(experiment, is_restored):
+            trainer.fit(experiment.module, experiment.data, ckpt_path=file, weights_only=True)
     except MisconfigurationException as error:  # a callback or logger of the user's choice
         raise ConfigurationError(f"trainer: {str(error).splitlines()[0]}") from error
     signals.defer_no_longer()
@@ -191,15 +203,48 @@ def test(experiment: Experiment) -> tuple[dict[str, float], Path | None]:
         file = None
     file = trainer.strategy.broadcast(file)
     module, data = experiment.module, experiment.data
-    trainer.test(module, data, ckpt_path=file, weights_only=True, verbose=False)
+    with _restoring(experiment, lambda: module.tested > 0):
+        trainer.test(module, data, ckpt_path=file, weights_only=True, verbose=False)
     measured = trainer.callback_metrics.items()
     return {name: value.item() for name, value in measured if name.startswith("test/")}, file
 
 
+@contextmanager
+def _restoring(experiment: Experiment, is_restored: Callable[[], bool]) -> Iterator[None]:
+    """Turn what Lightning makes of a foreign checkpoint into one line, in a run that is resumed.
+
+    Args:
+        experiment: the run.
+        is_restored: says whether all of the checkpoint has been used; errors after that stay.
+
+    Raises:
+        ConfigurationError: something failed before that.
+    """
+    try:
+        yield
+    except (
+        ConfigurationError,
+        MisconfigurationException,
+        OSError,
+        FloatingPointError,
+        MemoryError,
+    ):
+        raise
+    except Exception as error:
+        of_memory = isinstance(error, RuntimeError) and "memory" in str(error).lower()
+        lost = isinstance(error, RuntimeError) and processes.has_lost_another(error)
+        if experiment.resumed_step is None or of_memory or lost or is_restored():
+            raise
+        problem = printable(next(iter(str(error).splitlines()), ""))[:200]
+        raise ConfigurationError(
+            f"{override('resume', experiment.directory)}: can't go on from its step "
+            f"{experiment.resumed_step} ({type(error).__name__}: {problem}); "
+            "the checkpoint is damaged, or of another program"
+        ) from error
+
+
 def refuse_too_large(model: Model, data: DataModule) -> None:
     """Check that the weights with their gradients, and what a step holds, fit into memory.
-
-    The system may end a process that takes more, without a word.
 
     Raises:
         ConfigurationError: they don't.
@@ -207,15 +252,9 @@ def refuse_too_large(model: Model, data: DataModule) -> None:
     weights = sum(weight.numel() for weight in model.parameters())
     trained = min(data.batch_size, len(data.train_indices)) * model.numbers_per_example(True)
     tested = min(data.eval_batch_size, len(data.test_indices)) * model.numbers_per_example(False)
-    needed = 4 * (2 * weights + max(trained, tested))
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        sizes = [f"model.{key}={value}" for key, value in model.settings.items() if _is_size(value)]
-        sizes += [f"data.{key}={getattr(data, key)}" for key in ("batch_size", "eval_batch_size")]
-        raise ConfigurationError(
-            f"{', '.join(sizes)}: at least {needed / 1e9:,.0f} GB of memory, "
-            f"and there are {there / 1e9:,.0f}"
-        )
+    sizes = [f"model.{key}={value}" for key, value in model.settings.items() if _is_size(value)]
+    sizes += [f"data.{key}={getattr(data, key)}" for key in ("batch_size", "eval_batch_size")]
+    require_memory(", ".join(sizes), 2 * weights + max(trained, tested))
 
 
 def _is_size(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
 
-from vae_lightning.configuration.quoting import program
+from vae_lightning.configuration.quoting import command, override, printable, program
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Model
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoints import read, steps
+from vae_lightning.runs.directory import remove
 from vae_lightning.runs.metrics_file import unit, write_metrics
 from vae_lightning.runs.mirror import PATIENCE
 from vae_lightning.training import processes
@@ -82,16 +83,14 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
     if (directory / "images").is_dir():
         places.append(f"  pictures    {directory / 'images'}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        logs = shlex.quote(str(directory.parent))
+        logs = str(directory.parent)
+        logs = f"./{logs}" if logs.startswith(("~", "-")) else logs  # TensorBoard expands ~ itself
         places.append(
-            f"  dashboard   {program('tensorboard')} --logdir {logs} "
+            f"  dashboard   {program('tensorboard')} --logdir {shlex.quote(logs)} "
             "--samples_per_plugin images=500"
         )
     if checkpoint:
-        places.append(
-            f"  samples     {program('python')} -m vae_lightning.sample "
-            f"{shlex.quote(f'checkpoint={directory}')}"
-        )
+        places.append(f"  samples     {command('sample', override('checkpoint', directory))}")
     log.info("\n%s\n\n  %s", table(figures, model, noun, rows), "\n  ".join(places))
 
 
@@ -100,38 +99,37 @@ def ending(parts: Experiment) -> Iterator[None]:
     """Release the run directory at the end.
 
     After a signal, print the resume command, or delete the directory if no step was taken.
+
+    Raises:
+        FloatingPointError: a number isn't finite; the message says how to go on.
     """
     try:
         signals.defer_no_longer()
         yield
         if parts.mirror:
             parts.mirror.complete()
-    except FloatingPointError:
+    except FloatingPointError as error:
         processes.leave_to_first(parts.trainer)
-        raise
+        raise FloatingPointError(f"{error}\n{_after_divergence(parts)}") from error
     except RuntimeError as error:
         if not processes.has_lost_another(error):
             raise
         raise ConfigurationError(
             "another process of this run has ended; "
-            f"go on with all of them by resume={parts.directory}"
+            f"go on with all of them by {override('resume', parts.directory)}"
         ) from error
     except signals.Interrupted:
         processes.leave_to_first(parts.trainer)
         step = max(parts.trainer.global_step, parts.resumed_step or 0)
         if step == 0 and parts.resumed_step is None:
-            shutil.rmtree(parts.directory)
+            remove(parts.directory)
             if parts.mirror:
                 parts.mirror.withdraw()
         elif steps(parts.directory):
-            command = (
-                f"{program('python')} -m vae_lightning.train "
-                f"{shlex.quote(f'resume={parts.directory}')}"
-            )
             log.info(
                 "Stopped after %s steps; what was done is saved. Go on with\n  %s",
                 f"{step:,}",
-                command,
+                command("train", override("resume", parts.directory)),
             )
             if parts.mirror:
                 try:
@@ -142,3 +140,16 @@ def ending(parts: Experiment) -> Iterator[None]:
     finally:
         if parts.lock is not None:
             parts.lock.release()
+
+
+def _after_divergence(parts: Experiment) -> str:
+    """Return where the files of a run are that has diverged, and what to try in its place."""
+    directory, rate = parts.directory, parts.module.optimization.learning_rate / 10
+    saved = steps(directory)
+    kept = f", saved up to step {saved[0]:,}" if saved else ""
+    file = directory / ".hydra" / "overrides.yaml"
+    typed: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
+    left_out = ("optimizer.learning_rate=", "hydra.run.dir=", "resume=")
+    again = [printable(each) for each in typed if not str(each).lstrip("+").startswith(left_out)]
+    line = command("train", *again, f"optimizer.learning_rate={rate:g}")
+    return f"Its files{kept}: {directory}. With a tenth of the rate:  {line}"

@@ -21,6 +21,7 @@ from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs.checkpoints import VerifiedFiles
 from vae_lightning.training import processes
+from vae_lightning.training.callbacks.checkpoints import refuse_names_of_run
 from vae_lightning.training.callbacks.progress import Throughput
 from vae_lightning.training.module import VAEModule
 from vae_lightning.training.speedups import Unprofiled, skip_driver_check, without_idle_hooks
@@ -90,6 +91,7 @@ def build_trainer(
             raise ConfigurationError(
                 "logger=none: a LearningRateMonitor needs a logger; leave out one of the two"
             )
+    refuse_names_of_run(callbacks, directory)
     return build_part(
         "trainer",
         Trainer,
@@ -126,6 +128,14 @@ def build_callbacks(config: DictConfig, module: VAEModule, validated: bool) -> l
             criterion = module.model.criterion
             monitor, better = f"val/{criterion}", module.model.figures[criterion].better
             mode = "min" if better == "min" else "max"
+            if callback.get("mode", "max") not in (
+                "max",
+                mode,
+            ):  # max is in the file of the callback
+                raise ConfigurationError(
+                    f"callbacks.{name!s}.mode={callback.mode}: {monitor} is compared by {mode}; "
+                    f"leave out callbacks.{name!s}.mode"
+                )
             callback = OmegaConf.merge(callback, {"monitor": monitor, "mode": mode})
         if monitor is not None and monitor not in module.published:
             near = difflib.get_close_matches(str(monitor), module.published, n=1)

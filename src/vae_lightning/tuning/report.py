@@ -1,6 +1,6 @@
 """What a search ends with: a table of the best trials, the recipe of the best one, and pictures."""
 
-import shlex
+import io
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from vae_lightning.configuration.quoting import program
+from vae_lightning.configuration.quoting import command, override, printable
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files
 from vae_lightning.tuning import search_space
@@ -48,8 +48,13 @@ def tell(
     running = sum(each.state == TrialState.RUNNING for each in trials)
     if not completed and not running:
         problem = failed[-1].user_attrs.get("problem") if failed else "a trial that was pruned"
-        raise ConfigurationError(f"none of {len(trials)} trials was completed; the last: {problem}")
-    lines = [f"trial {each.number} failed: {each.user_attrs.get('problem')}" for each in failed]
+        raise ConfigurationError(
+            f"none of {len(trials)} trials was completed; the last: {printable(problem)}"
+        )
+    lines = [
+        f"trial {each.number} failed: {printable(each.user_attrs.get('problem'))}"
+        for each in failed
+    ]
     if pruned := sum(each.state == TrialState.PRUNED for each in trials):
         lines.append(
             f"Ended early, by what the others had come to by then: {pruned} of {len(trials)}"
@@ -63,10 +68,10 @@ def tell(
         sign = -1 if criterion.direction == "minimize" else 1
         best = max(completed, key=lambda each: sign * each.user_attrs["figures"]["criterion"])
         again = _write_recipe(study, plan, searched, criterion, best, len(trials))
-        data = [f"data.dir={data_dir}"] if data_dir else []
+        data = [override("data.dir", data_dir)] if data_dir else []
         lines += [*([""] if lines else []), *_table(study, searched, objectives, completed), ""]
         lines += [
-            f"best        trial {best.number}, as a recipe: {shlex.join([*again, *data])}",
+            f"best        trial {best.number}, as a recipe: {command('train', *again, *data)}",
             *_draw(study, trials, criterion),
         ]
         lines += ["Nothing was chosen by the test images, and none of these figures is of them."]
@@ -75,7 +80,7 @@ def tell(
 
 def shown(value: Any) -> str:
     """Return a value in few characters."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return f"{value:.4g}" if isinstance(value, float) else printable(value).replace(" ", "")
 
 
 def _table(
@@ -101,7 +106,7 @@ def _table(
             searched.values(each.params).values(),
         )
         rows.append(
-            [str(each.number), *figures, *map(shown, values), str(study.directory_of(each))]
+            [str(each.number), *figures, *map(shown, values), printable(study.directory_of(each))]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -118,24 +123,19 @@ def _write_recipe(
     best: FrozenTrial,
     count: int,
 ) -> list[str]:
-    """Write ``experiment/best.yaml``, and return what trains it."""
-    command = [
-        program("python"),
-        "-m",
-        "vae_lightning.train",
-        "--config-dir",
-        str(study.directory),
-        "experiment=best",
-    ]
+    """Write ``experiment/best.yaml``, and return what to type after ``train`` to train it."""
+    arguments = ["--config-dir", str(study.directory), "experiment=best"]
     figures = best.user_attrs["figures"]
     reached = f"{criterion.figure.label} {figures['criterion']:.2f}, in epoch {figures['epoch']}"
     remark = f"Trial {best.number}, of {count}: validation {reached}."
     config = search_space.of_a_trial(plan["config"], searched.values(best.params), None)
-    recipe = search_space.recipe(config, plan["chosen"], [remark, f"  {shlex.join(command)}"])
+    recipe = search_space.recipe(
+        config, plan["chosen"], [remark, f"  {command('train', *arguments)}"]
+    )
     folder = study.directory / "experiment"
     folder.mkdir(exist_ok=True)
     atomic_files.write(folder / "best.yaml", recipe.encode())
-    return command
+    return arguments
 
 
 def _draw(study: Study, trials: Sequence[FrozenTrial], criterion: Objective) -> list[str]:
@@ -175,8 +175,10 @@ def _draw(study: Study, trials: Sequence[FrozenTrial], criterion: Objective) -> 
         points = [(each.number, *each.values) for each in completed]
         pictures["front"] = plots.front(points, {each.number for each in study.study.best_trials})
     for name, picture in pictures.items():
-        picture.savefig(study.directory / f"{name}.png", dpi=150)
+        drawn = io.BytesIO()
+        picture.savefig(drawn, format="png", dpi=150)
+        atomic_files.write(study.directory / f"{name}.png", drawn.getbuffer())
     return [
         *lines,
-        f"pictures    {', '.join(str(study.directory / f'{name}.png') for name in pictures)}",
+        f"pictures    {', '.join(printable(study.directory / f'{name}.png') for name in pictures)}",
     ]

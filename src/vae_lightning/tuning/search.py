@@ -2,8 +2,6 @@
 
 import gc
 import logging
-import shlex
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,15 +15,22 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 from pydantic import PositiveInt
 
+from vae_lightning.configuration.addresses import check_database
 from vae_lightning.configuration.building import require, require_list
 from vae_lightning.configuration.keys import check
-from vae_lightning.configuration.quoting import program
+from vae_lightning.configuration.paths import expanded
+from vae_lightning.configuration.quoting import command, override, printable
 from vae_lightning.data.batches import Seed
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Model
 from vae_lightning.runs import signals
 from vae_lightning.runs.directory import (
+    adopt,
+    make,
     make_run_directory,
+    nearest_standing,
+    refuse_links,
+    remove,
     run_of_its_own,
     save_configuration,
     use_run_directory,
@@ -33,10 +38,10 @@ from vae_lightning.runs.directory import (
 from vae_lightning.runs.log_file import log_to
 from vae_lightning.training import experiment, report
 from vae_lightning.training.trainer import CRITERION
-from vae_lightning.tuning import search_space
+from vae_lightning.tuning import search_space, stored
 from vae_lightning.tuning.objectives import Objective, read_objectives
 from vae_lightning.tuning.report import shown, tell
-from vae_lightning.tuning.study import Study, hide_password, telling_of
+from vae_lightning.tuning.study import JOURNAL, Study, clear, file_of, telling_of
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ _PASSED_OVER = (
     MemoryError,
     RuntimeError,
 )  # torch's lack of memory is a RuntimeError
+_OF_SQLITE = ("", "-journal", "-wal", "-shm")  # the files of a database
 _PATIENCE = (
     3  # trials that may be refused, if all are, before the fault is looked for in what was typed
 )
@@ -116,11 +122,17 @@ def opened(config: DictConfig) -> Iterator["Search"]:
         logging.getLogger(name).setLevel(logging.WARNING)
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
-    require("storage", config.storage, str | None)
-    with telling_of(config.storage):
+    storage = require("storage", config.storage, str | None)
+    with telling_of(storage and check_database(storage)):
         search = Search(config)
         with log_to(search.directory / "tune.log"):
             try:
+                if search.shared_as:
+                    log.info(
+                        "%s: works on the study %s in %s, as every copy of this directory does",
+                        search.directory,
+                        *map(printable, search.shared_as),
+                    )
                 log.info(
                     "%s: %d of %d trials so far",
                     search.directory,
@@ -129,9 +141,7 @@ def opened(config: DictConfig) -> Iterator["Search"]:
                 )
                 yield search
             except BaseException as error:
-                if search.is_nothing:
-                    search.study.remove()
-                elif isinstance(error, signals.Interrupted):
+                if not search.withdraw() and isinstance(error, signals.Interrupted):
                     log.info("Stopped. Go on with\n  %s", search.command)
                 raise
 
@@ -142,6 +152,8 @@ class Search:
     Attributes:
         directory: the directory of the study.
         study: where its trials are kept.
+        shared_as: the study's name in its database and that database's address, if the directory
+            has another name: it was renamed, or copied.
         plan: what the trials have in common, in plain containers, as the study keeps it:
             ``config``, those ``overrides`` that a trial has too, and the files ``chosen`` by group.
     """
@@ -161,33 +173,94 @@ class Search:
                 raise ConfigurationError(
                     f"{each}: is searched; with ~search.{key} it is that in every trial"
                 )
-        self._address: str | None = config.storage and hide_password(config.storage)
-        self.directory = _make_directory(require("study", config.study, str | None))
-        stored = self.directory / ".hydra" / "config.yaml"
-        if (
-            self._data_dir is None
-            and stored.exists()
-            and (kept := OmegaConf.load(stored).data.get("dir")) is not None
-        ):
-            begun_in = OmegaConf.load(stored.with_name("hydra.yaml")).hydra.runtime.cwd
-            self._data_dir = str(Path(begun_in) / Path(kept).expanduser())
+        self._address: str | None = config.storage and check_database(config.storage)
+        self.shared_as: tuple[str, str] | None = None
+        self._is_made_here = False
+        self._own: list[Path] = []  # the directories of trials that this process made
         try:
-            self._refuse_another_database(stored)
-            directions = [each.direction for each in self.objectives]
-            self.study = Study(self.directory, config.storage, directions)
-            with self.study.lock:
-                goes_on = {search_space.key_of(each) for each in overrides} <= {
-                    *search_space.BESIDE,
-                    "data.dir",
-                }
-                self._begun_here = not self._join(goes_on)
-                if not stored.exists():
-                    self._store(config, overrides)
+            self._make_directory(require("study", config.study, str | None))
+            self._open(config, overrides)
         except BaseException:
-            if not stored.exists():
-                shutil.rmtree(self.directory)
+            self.withdraw()
             raise
         self.study.draw_by(self.plan["config"]["seed"], self.plan["config"]["pruning"])
+
+    def _make_directory(self, named: str | None) -> None:
+        """Make the study's directory, or take the one that was named.
+
+        Raises:
+            ConfigurationError: other files lie in it, or links.
+        """
+        if named is None:
+            self.directory = make_run_directory("tune")
+            self._standing, self._is_made_here = self.directory.parent, True
+        else:
+            self.directory = directory = Path(expanded(named))
+            if (run := HydraConfig.get().run.dir) != ".":
+                raise ConfigurationError(
+                    f"study={named}: names the directory, so leave out hydra.run.dir={run}"
+                )
+            self._standing, self._is_made_here = nearest_standing(str(directory)), False
+            signals.heed()
+            if not directory.exists():
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):  # of another process that begins the study too
+                    make(directory)
+                    self._is_made_here = True
+            if not directory.is_dir():
+                raise ConfigurationError(f"study={named}: not a directory")
+            if not self._is_made_here:
+                self._is_made_here = self._refuse_foreign(named)
+            use_run_directory(directory)
+
+    def _refuse_foreign(self, named: str) -> bool:
+        """Refuse a directory that is neither empty nor a study's.
+
+        Returns:
+            Whether it is empty, so that all that comes into it is this search's.
+
+        Raises:
+            ConfigurationError: it is another, or has links in it.
+        """
+        there = {path.name for path in self.directory.iterdir()}
+        if not there:
+            adopt(self.directory)
+            return True
+        database = self._address and file_of(self._address)
+        names = {f"{database.name}{each}" for each in _OF_SQLITE} if database else set()
+        is_database_alone = (
+            database and database.resolve().parent == self.directory.resolve() and there <= names
+        )
+        if not there & {".locks", JOURNAL, "trials"} and not is_database_alone:
+            raise ConfigurationError(f"study={named}: not a study's directory, and not empty")
+        refuse_links(self.directory, "study")
+        return False
+
+    def _open(self, config: DictConfig, overrides: list[str]) -> None:
+        """Open the study in the directory, and take what its trials have in common.
+
+        Raises:
+            ConfigurationError: it can't be read, or was begun with other values.
+        """
+        kept = stored.read_kept(self.directory)
+        if self._data_dir is None and kept is not None:
+            self._data_dir = kept.data_dir
+        journal = self.directory / JOURNAL
+        if kept is not None or (journal.is_file() and journal.stat().st_size):
+            self._refuse_another_database(kept.storage if kept else None)
+        directions = [each.direction for each in self.objectives]
+        name = kept.name if kept else self.directory.resolve().name
+        self.study = Study(self.directory, config.storage, directions, name)
+        if self._address and name != self.directory.resolve().name:
+            self.shared_as = (name, self._address)
+        with self.study.lock:
+            goes_on = {search_space.key_of(each) for each in overrides} <= {
+                *search_space.BESIDE,
+                "data.dir",
+            }
+            self._join(goes_on)
+            if kept is None:
+                self._store(config, overrides)
 
     def _take(self, plan: dict[str, Any]) -> None:
         """Check what trials have in common, as far as it isn't for the parts of a trial to check.
@@ -246,20 +319,21 @@ class Search:
                 return experiment.build_sketch(first, config["seed"])[0]
             raise
 
-    def _refuse_another_database(self, stored: Path) -> None:
-        """Check that the directory's study is in the database that was typed."""
-        if not stored.exists():
-            return
-        kept = OmegaConf.load(stored).storage
+    def _refuse_another_database(self, kept: str | None) -> None:
+        """Check that the directory's study is in the database that was typed.
+
+        Args:
+            kept: the address that was typed when it was begun.
+        """
         if kept != self._address:
             where = (
-                f"in {kept}, so type its storage="
+                f"in {printable(kept)}, so type its storage="
                 if kept
                 else "in its directory, so leave out storage="
             )
             raise ConfigurationError(f"study={self.directory}: its trials are {where}")
 
-    def _join(self, goes_on: bool) -> bool:
+    def _join(self, goes_on: bool) -> None:
         """Take what the study's trials have in common, if it was begun before; else put it there.
 
         Args:
@@ -269,54 +343,82 @@ class Search:
             ConfigurationError: the typed values differ from the study's, or another program made
                 the study.
         """
-        stored = self.study.study.user_attrs.get("plan")
-        if stored is None:
-            if self.study.trials():
+        study = self.study.study
+        attributes, trials = study.user_attrs, study.get_trials(deepcopy=False)
+        directions = [each.name.lower() for each in study.directions]
+        if "plan" not in attributes:
+            if attributes or trials or directions != [each.direction for each in self.objectives]:
+                where = self._address or f"{JOURNAL} in it"
                 raise ConfigurationError(
-                    f"study={self.directory}: the database has another program's study of that name"
+                    f"study={self.directory}: the study {printable(study.study_name)} in {where} "
+                    "is another program's; type another study="
                 )
-            self.study.study.set_user_attr("plan", self.plan)
-            return False
-        if not goes_on and (found := search_space.changes(self.plan["config"], stored["config"])):
+            study.set_user_attr("plan", self.plan)
+            return
+        plan = attributes["plan"]
+        with stored.refusing(self.directory, "the study"):
+            stored.check_plan(plan)
+        if not goes_on and (found := search_space.changes(self.plan["config"], plan["config"])):
             key, value = search_space.first_of(found)
-            before = OmegaConf.select(OmegaConf.create(stored["config"]), key)
+            before = search_space.value_of(plan["config"], key)
             raise ConfigurationError(
-                f"{key}={value}: the study in {self.directory} was begun with {before}; "
-                "go on with it by its own line, or by study= and trials= alone"
+                f"{printable(key)}={value}: the study in {self.directory} was begun with "
+                f"{printable(before)}; go on with it by its own line, "
+                "or by study= and trials= alone"
             )
-        self._take(stored)
-        return True
+        try:
+            with stored.refusing(self.directory, "the study"):
+                self._take(plan)
+        except ConfigurationError as error:
+            raise ConfigurationError(printable(error)) from error
+        with stored.refusing(self.directory, "the study"):
+            if directions != [each.direction for each in self.objectives]:
+                raise ValueError("its directions are not those of its objectives")
+            stored.check_trials(trials, self.space, len(self.objectives))
 
     def _store(self, config: DictConfig, overrides: list[str]) -> None:
         """Write the study's ``.hydra/``, without a password."""
         shown = [
-            each if search_space.key_of(each) != "storage" else f"storage={self._address}"
+            each
+            if search_space.key_of(each) != "storage"
+            else override("storage", self._address or "")
             for each in overrides
         ]
+        # Another directory may have begun the study, by a line with other values than this one's.
+        own = {key: config[key] for key in search_space.BESIDE} | {"storage": self._address}
+        composed = OmegaConf.create(self.plan["config"] | own)
+        if "dir" in composed.data:
+            composed.data.dir = self._data_dir
         with run_of_its_own("tune", self.directory, shown):
-            composed: Any = OmegaConf.merge(config, {"storage": self._address})
             save_configuration(composed, self.directory)
 
-    @property
-    def is_nothing(self) -> bool:
-        """Whether this process began the study, and it has no trial but refused or waiting ones."""
-        return self._begun_here and not any(
-            each.state == TrialState.RUNNING
-            or (each.state.is_finished() and not each.user_attrs.get("refused"))
-            for each in self.study.trials()
-        )
+    def withdraw(self) -> bool:
+        """Remove the study's directory if this process made it, and nothing was done in it.
+
+        Returns:
+            Whether it did.
+        """
+        if not self._is_made_here:
+            return False
+        study: Study | None = getattr(self, "study", None)
+        journal = self.directory / JOURNAL
+        try:
+            if study is not None:
+                return study.withdraw(self._own, self._standing)
+            is_begun = journal.is_file() and stored.check_journal(journal)
+            return not is_begun and clear(self.directory, self._standing)
+        except Exception:  # what made the search fail makes this fail too, and is reported
+            return False
 
     @property
     def command(self) -> str:
         """What goes on with the study."""
-        beside = {
-            "study": self.directory,
-            "trials": self.count,
-            "storage": self._address,
-            "data.dir": self._data_dir,
-        }
-        typed = [f"{key}={value}" for key, value in beside.items() if value is not None]
-        return shlex.join([program("python"), "-m", "vae_lightning.tune", *typed])
+        typed = [override("study", self.directory), f"trials={self.count}"]
+        if self._address is not None:
+            typed.append(override("storage", self._address))
+        if self._data_dir is not None:
+            typed.append(override("data.dir", self._data_dir))
+        return command("tune", *typed)
 
     # -- trials ------------------------------------------------------------------------------------
 
@@ -337,19 +439,21 @@ class Search:
             Interrupted: by SIGTERM or Ctrl-C; the trial will be trained again.
         """
         began, values = time.perf_counter(), self.space.values(trial.params)
+        before = len(self._own)
         try:
             state, figures, outcome = self._outcome(trial, values)
             signals.defer()
             self.study.study.tell(trial, figures, state)
         except BaseException:
             signals.defer()
-            self.study.put_back(trial)
+            self.study.put_back(trial, self._own[before:])
             raise
         finally:
             self.study.let_go()
             gc.collect()  # the trainer and its parts refer to each other
         if state != TrialState.COMPLETE:
-            shutil.rmtree(self.study.directory_of(trial) / "checkpoints", ignore_errors=True)
+            for directory in self._own[before:]:
+                remove(directory / "checkpoints")
         ended = self.study.ended()
         tried, seconds = (
             " ".join(f"{key}={shown(value)}" for key, value in values.items()),
@@ -367,7 +471,7 @@ class Search:
         refused = [each.user_attrs["problem"] for each in ended if each.user_attrs.get("refused")]
         if len(ended) == len(refused) >= _PATIENCE:
             raise ConfigurationError(
-                f"all of {len(ended)} trials were refused, the last by: {refused[-1]}"
+                f"all of {len(ended)} trials were refused, the last by: {printable(refused[-1])}"
             )
 
     def _outcome(
@@ -403,10 +507,11 @@ class Search:
         replaced = ({"data.dir": self._data_dir} if self._data_dir else {}) | values
         overrides = [
             *self.plan["overrides"],
-            *(f"{key}={value}" for key, value in replaced.items()),
+            *(search_space.typed(key, value) for key, value in replaced.items()),
         ]
         with run_of_its_own("train", directory, overrides), _off_the_terminal():
             parts = experiment.build(config)
+            self._own.append(parts.directory)
             try:
                 with log_to(directory / "train.log"):
                     log.info(report.describe(parts.module.model, parts.data, parts.trainer))
@@ -432,29 +537,6 @@ class Search:
                 self.study, self.plan, self.space, self.objectives, self.criterion, self._data_dir
             )
         log.info("\n%s", text)
-
-
-def _make_directory(named: str | None) -> Path:
-    """Make the study's directory, or take the one that was named.
-
-    Raises:
-        ConfigurationError: other files lie in it.
-    """
-    if named is None:
-        directory = make_run_directory("tune")
-    else:
-        directory = Path(named).expanduser()
-        if (run := HydraConfig.get().run.dir) != ".":
-            raise ConfigurationError(
-                f"study={named}: names the directory, so leave out hydra.run.dir={run}"
-            )
-        if directory.exists() and not (directory / ".locks").is_dir() and any(directory.iterdir()):
-            raise ConfigurationError(f"study={named}: not a study's directory, and not empty")
-        signals.heed()
-        directory.mkdir(parents=True, exist_ok=True)
-        use_run_directory(directory)
-    (directory / ".locks").mkdir(exist_ok=True)
-    return directory
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from optuna.distributions import (
 )
 from pydantic import Field
 
+from vae_lightning.configuration import quoting
 from vae_lightning.configuration.building import require, require_list
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.errors import ConfigurationError
@@ -184,6 +185,33 @@ def first_of(found: Mapping[str, Any]) -> tuple[str, Any]:
     return key, value
 
 
+def value_of(config: Mapping[str, Any], key: str) -> Any:
+    """Return a value of nested containers by its key in dots; None: there is none."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None  # type: ignore[assignment]
+    return config
+
+
+def typed(key: str, value: Any) -> str:
+    """Return an override that sets a key to a value, as Hydra reads it."""
+    if isinstance(value, str):
+        return quoting.override(key, value)
+    return f"{key}={_as_typed(value)}"
+
+
+def _as_typed(value: Any) -> str:
+    """Return what to type for a value that isn't text by itself."""
+    if isinstance(value, str):
+        return quoting.override("", value).removeprefix("=")
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_as_typed(each)}" for key, each in value.items()) + "}"
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
 def recipe(trial: DictConfig, choices: Mapping[str, str], remarks: Sequence[str]) -> str:
     """Return an ``experiment`` with which a plain ``train`` repeats a trial.
 
@@ -201,7 +229,7 @@ def recipe(trial: DictConfig, choices: Mapping[str, str], remarks: Sequence[str]
     chosen = {
         group: choices[group]
         for group in _PARTS
-        if (CONFIGS / group / f"{choices.get(group)}.yaml").is_file()
+        if choices.get(group) in {file.stem for file in (CONFIGS / group).glob("*.yaml")}
     }
     base = hydra.compose("train", [f"{group}={option}" for group, option in chosen.items()])
     containers: list[Any] = [OmegaConf.to_container(each, resolve=False) for each in (trial, base)]
@@ -213,7 +241,7 @@ def recipe(trial: DictConfig, choices: Mapping[str, str], remarks: Sequence[str]
     content = ({"defaults": others} if others else {}) | {
         key: value for key, value in differing.items() if value != {}
     }
-    head = "".join(f"# {line}\n" for line in ("@package _global_", *remarks))
+    head = "".join(f"# {quoting.printable(line)}\n" for line in ("@package _global_", *remarks))
     return head + OmegaConf.to_yaml(OmegaConf.create(content))
 
 

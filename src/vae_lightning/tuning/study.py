@@ -1,9 +1,8 @@
 """An Optuna study in a directory, which any number of processes can begin, join and continue."""
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +17,21 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from vae_lightning.configuration.addresses import check_database
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
+from vae_lightning.runs.directory import make, remove, remove_if_empty
+from vae_lightning.tuning.stored import (
+    TRACES,
+    check_journal,
+    check_replacements,
+    refusing,
+)
 
 Direction = Literal["minimize", "maximize"]
+
+JOURNAL = "study.journal"
+"""The file in a study's directory that holds its trials, if no database does."""
 
 _ASKING = timedelta(minutes=1)  # far more than a database takes to hand out a trial
 
@@ -105,29 +116,15 @@ class JournalLock:
         self._lock.release()
 
 
-def hide_password(address: str) -> str:
-    """Return the address of a database without the password in it.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(address).render_as_string(hide_password=True)
-    except ArgumentError as error:
-        raise ConfigurationError(
-            "storage: no address of a database; write one as sqlite:///trials.db"
-        ) from error
-
-
 @contextmanager
 def telling_of(address: str | None) -> Iterator[None]:
-    """Tell in a line what a database refuses.
+    """Turn a database's errors into one line.
+
+    Args:
+        address: the address of the database, without its password; None: there is none.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: the database refuses something.
     """
     if address is None:
         yield
@@ -136,27 +133,50 @@ def telling_of(address: str | None) -> Iterator[None]:
 
     try:
         yield
-    except ImportError as error:
-        missing = getattr(error.__cause__, "name", None) or error
-        raise ConfigurationError(
-            f"storage={hide_password(address)}: asks for the Python module {missing}, "
-            "which isn't there"
-        ) from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        problem = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigurationError(f"storage={hide_password(address)}: {problem}") from error
+        problem = printable(str(error.__cause__ or error).splitlines()[0])
+        raise ConfigurationError(f"storage={address}: {problem}") from error
+
+
+def file_of(address: str) -> Path | None:
+    """Return the file of an SQLite database; None: the address is another database's."""
+    from sqlalchemy.engine import make_url
+
+    url = make_url(address)
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
 def open_database(address: str) -> BaseStorage:
-    """Return the database at an address; make Optuna's tables there if they are missing."""
+    """Return the database at an address; make Optuna's tables there if they are missing.
+
+    Raises:
+        ConfigurationError: the address isn't offered, its driver is missing, or another version of
+            Optuna made the tables.
+    """
+    shown = check_database(address)
     waiting = {"timeout": 60} if address.startswith("sqlite") else {}
-    return RDBStorage(address, engine_kwargs={"pool_pre_ping": True, "connect_args": waiting})
+    try:
+        return RDBStorage(address, engine_kwargs={"pool_pre_ping": True, "connect_args": waiting})
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or error
+        raise ConfigurationError(
+            f"storage={shown}: needs the Python module {missing}, which isn't installed"
+        ) from error
+    except RuntimeError as error:
+        raise ConfigurationError(f"storage={shown}: {printable(error)}") from error
 
 
 def open_journal(directory: Path) -> BaseStorage:
-    """Return the journal in a directory."""
-    file = directory / "study.journal"
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalLock(file)))  # type: ignore[arg-type]
+    """Return the journal in a directory.
+
+    Raises:
+        ConfigurationError: it is damaged, or no journal.
+    """
+    file = directory / JOURNAL
+    backend = JournalFileBackend(str(file), lock_obj=JournalLock(file))  # type: ignore[arg-type]
+    with refusing(directory, f"{JOURNAL} in it"):
+        check_journal(file)
+        return JournalStorage(backend)
 
 
 class Study:
@@ -170,40 +190,137 @@ class Study:
         directory: the directory of its files; each trial's lie in ``trials/<number>``.
         lock: the lock of the directory.
         study: Optuna's study.
+        is_new: whether this process began it.
     """
 
     def __init__(
-        self, directory: Path, address: str | None, directions: Sequence[Direction]
+        self,
+        directory: Path,
+        address: str | None,
+        directions: Sequence[Direction],
+        name: str | None = None,
     ) -> None:
-        """Open the study, or an empty one.
+        """Open the study, or begin one where no trace of another lies.
+
+        A journal holds one study, whose name doesn't matter.
 
         Args:
-            directory: the directory. Its last part is the study's name in a database.
+            directory: the directory.
             address: the address of a database; None: a journal in the directory. A journal needs
                 less from a file system than SQLite, and a fifth of its time with several workers.
             directions: the better direction of each objective.
+            name: the study's name in a database; None: the directory's.
+
+        Raises:
+            ConfigurationError: the study can't be read, or it is missing and its trials are there.
         """
         self.directory = directory
         self.lock = FileLock(directory / ".locks" / "study")
+        self.is_new = self._has_asked = False
         self._is_shared = address is not None
         self._running: FileLock | None = None
+        self._refuse_lost(address)
+        with suppress(FileExistsError):
+            make(directory / ".locks")
+        # The same for every machine that shares the directory, and another for a copy of it.
+        self._place = (directory / ".locks").stat().st_ino
+        name = name or directory.resolve().name
         with self.lock:  # else SQLite's tables are made twice
             self._storage = open_journal(directory) if address is None else open_database(address)
-            name = directory.resolve().name
+            if address is None:
+                names = [each.study_name for each in self._storage.get_all_studies()]
+                name = names[0] if len(names) == 1 else name
             try:
                 self.study = optuna.load_study(study_name=name, storage=self._storage)
             except KeyError:
-                self.study = optuna.create_study(
-                    storage=self._storage,
-                    study_name=name,
-                    directions=list(directions),
-                    load_if_exists=True,
-                )
+                self._refuse_missing(name, address)
+                self.study, self.is_new = self._begin(name, directions)
+            trials = self.study.get_trials(deepcopy=False)
+            with refusing(directory, "the study"):
+                check_replacements(trials)
 
-    def remove(self) -> None:
-        """Take the study out of its database, and remove its directory."""
-        optuna.delete_study(study_name=self.study.study_name, storage=self._storage)
-        shutil.rmtree(self.directory)
+    def _refuse_lost(self, address: str | None) -> None:
+        """Refuse a directory of trials whose study is missing, before a new one is made in it.
+
+        Raises:
+            ConfigurationError: it is one.
+        """
+        if (trace := self._trace()) is None:
+            return
+        file = self.directory / JOURNAL if address is None else file_of(address)
+        lost = file is not None and not file.is_file()
+        if file is not None and not lost and address is None:
+            with refusing(self.directory, f"{JOURNAL} in it"):
+                lost = not check_journal(file)
+        if lost:
+            raise ConfigurationError(
+                f"study={self.directory}: holds {trace} of a study, but {file} is missing or "
+                "empty; put the file back, or type another study="
+            )
+
+    def _refuse_missing(self, name: str, address: str | None) -> None:
+        """Refuse to begin a study where one was begun before.
+
+        Raises:
+            ConfigurationError: there are traces of it.
+        """
+        where = f"storage={check_database(address)}" if address else JOURNAL
+        if trace := self._trace():
+            raise ConfigurationError(
+                f"study={self.directory}: holds {trace} of the study {printable(name)}, "
+                f"which isn't in {where}; put that back, or type another study="
+            )
+        if address is None and (self.directory / JOURNAL).stat().st_size:
+            raise ConfigurationError(
+                f"study={self.directory}: {JOURNAL} in it holds no study, or several; "
+                "put back a copy that holds one, or type another study="
+            )
+
+    def _trace(self) -> str | None:
+        return next((each for each in TRACES if (self.directory / each).exists()), None)
+
+    def _begin(self, name: str, directions: Sequence[Direction]) -> tuple[optuna.Study, bool]:
+        """Begin a study, unless a process elsewhere is faster; say whether this one did."""
+        try:
+            begun = optuna.create_study(
+                storage=self._storage, study_name=name, directions=list(directions)
+            )
+            return begun, True
+        except optuna.exceptions.DuplicatedStudyError:
+            return optuna.load_study(study_name=name, storage=self._storage), False
+
+    def withdraw(self, own: Sequence[Path], standing: Path) -> bool:
+        """Give up a study that this process began, and its files, unless a trial was trained.
+
+        Args:
+            own: the directories of trials that this process made.
+            standing: what there was of the directory's path before this process made it.
+
+        Returns:
+            Whether it did.
+        """
+        with self.lock:
+            if not self.is_new:  # of a database, so its files here are none but this process's
+                if not self._is_shared or self._has_asked:
+                    return False
+                return clear(self.directory, standing)
+            if self._trained():
+                return False
+            for each in own:
+                self._remove(each)
+            if not clear(self.directory, standing):
+                return False
+            if self._is_shared:
+                optuna.delete_study(study_name=self.study.study_name, storage=self._storage)
+            return True
+
+    def _trained(self) -> bool:
+        """Return whether a trial was begun and not refused."""
+        return any(
+            each.state == TrialState.RUNNING
+            or (each.state.is_finished() and not each.user_attrs.get("refused"))
+            for each in self.trials()
+        )
 
     def draw_by(self, seed: int, pruning: bool) -> None:
         """Say how values are drawn, and whether trials are ended early."""
@@ -234,11 +351,12 @@ class Study:
                 each.state == TrialState.WAITING for each in trials
             ):
                 return None
+            self._has_asked = True
             asked = self.study.ask(distributions)
             self._running = FileLock(self._lock_of(asked.number))
             self._running.acquire(timeout=0)
             if self._is_shared:
-                asked.set_user_attr("taken", True)
+                asked.set_user_attr("taken", self._place)
         return asked
 
     def let_go(self) -> None:
@@ -248,16 +366,27 @@ class Study:
             Path(self._running.lock_file).unlink(missing_ok=True)
             self._running = None
 
-    def put_back(self, trial: FrozenTrial | optuna.Trial) -> None:
-        """Queue an interrupted trial again, as another trial with its values and its place."""
+    def put_back(self, trial: FrozenTrial | optuna.Trial, own: Sequence[Path] = ()) -> None:
+        """Queue an interrupted trial again, as another trial with its values and its place.
+
+        Args:
+            trial: the trial.
+            own: its directory, if this process made it; that of another process stays.
+        """
         with self.lock:
             if trial.number in {
                 each.number for each in self.trials()
             }:  # else killed between the two
                 self.study.enqueue_trial(trial.params, user_attrs={"replaces": trial.number})
             self.study.tell(trial.number, state=TrialState.FAIL)
-        shutil.rmtree(self.directory_of(trial), ignore_errors=True)
-        self._lock_of(trial.number).unlink(missing_ok=True)
+            self._lock_of(trial.number).unlink(missing_ok=True)
+        for directory in own:
+            self._remove(directory)
+
+    def _remove(self, directory: Path) -> None:
+        """Remove the directory of a trial, if this process made it."""
+        remove(directory)
+        remove_if_empty(directory, self.directory)
 
     def directory_of(self, trial: FrozenTrial | optuna.Trial) -> Path:
         """Return where a trial's files lie."""
@@ -272,12 +401,16 @@ class Study:
     def _is_abandoned(self, trial: FrozenTrial) -> bool:
         """Return whether the process that trained a trial is gone.
 
-        Nothing is known about a process whose directory is elsewhere.
+        Nothing is known about a process whose directory is elsewhere. A copy of that directory
+        holds a copy of its lock, which says nothing.
         """
         file = self._lock_of(trial.number)
+        taken = trial.user_attrs.get("taken")  # True: by an earlier version of this code
         if not file.exists():  # killed while it asked, or at work elsewhere
             age = datetime.now() - (trial.datetime_start or datetime.now())
-            return not self._is_shared or ("taken" not in trial.user_attrs and age > _ASKING)
+            return not self._is_shared or (taken is None and age > _ASKING)
+        if self._is_shared and taken not in (None, True, self._place):
+            return False
         lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
@@ -285,3 +418,29 @@ class Study:
             return False
         lock.release()
         return True
+
+
+def clear(directory: Path, standing: Path) -> bool:
+    """Remove what a study begins with from a directory that this process made.
+
+    Whatever else lies there stays: a trial of another process, or a file of the user's.
+
+    Args:
+        directory: the directory.
+        standing: what there was of its path before.
+
+    Returns:
+        Whether it did; a directory in which a trial lies isn't touched.
+    """
+    locks = directory / ".locks"
+    known = {"study", "journal"}
+    if (directory / "trials").exists() or (
+        locks.exists() and not {path.name for path in locks.iterdir()} <= known
+    ):
+        return False
+    for name in (JOURNAL, "tune.log"):
+        (directory / name).unlink(missing_ok=True)
+    for folder in (directory / ".hydra", locks):
+        remove(folder)
+    remove_if_empty(directory, standing)
+    return True

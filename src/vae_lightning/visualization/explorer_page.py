@@ -1,15 +1,16 @@
 """The explorer as a local web page, with gradio.
 
-Neither the page nor the process contacts another machine. gradio is imported where it is used: that
-takes seconds, and only the extra ``explore`` installs it.
+Neither the page nor the process contacts another machine, and no other page can use this one.
+gradio is imported where it is used: that takes seconds, and only the extra ``explore`` installs it.
 """
 
 import base64
 import html
 import io
 import os
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +19,29 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
+from vae_lightning.configuration.quoting import markdown
 from vae_lightning.data.modality import Modality, png
 from vae_lightning.data.protocol import WHITE
 from vae_lightning.visualization.explorer import Explorer, most_active, nearest
 from vae_lightning.visualization.plots import bare_map, rasterize
 
 HOST = "127.0.0.1"
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 """The page's Content-Security-Policy: nothing is fetched from elsewhere, whatever gradio does."""
+
+REQUESTS = {
+    "GET": re.compile(
+        r"/|/(favicon\.ico|theme\.css)|/(assets|static)/.+|/gradio_api/heartbeat/\w+"
+    ),
+    "POST": re.compile("/gradio_api/run/predict"),
+}
+"""The paths that the page asks for. gradio has more: uploads, files, descriptions of its API."""
+
+LARGEST = 1 << 20
+"""The largest body of a request, in bytes: far more than a drawing has."""
+
+CANVAS = 280
+"""Pixels of the canvas's side."""
 
 CSS = """
 .gradio-container { max-width: 1400px !important; margin: 0 auto; }
@@ -91,20 +107,24 @@ WIPE = """() => {
 }"""
 
 
-def build(explorer: Explorer, sliders: int, title: str) -> Any:
+def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
     """Build the page as a ``gradio.Blocks``.
 
     Args:
         explorer: the model and the split.
         sliders: how many latents have one, the most active first.
         title: what the page says above.
+        scratch: a folder for gradio's temporary files, which it doesn't remove.
 
     Raises:
         ImportError: gradio is missing.
     """
     # Before gradio is imported: no usage statistics, no check for updates, no Hugging Face hub.
     os.environ.update(
-        GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1"
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_TEMP_DIR=scratch,
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
     )
     import gradio as gr
 
@@ -173,7 +193,7 @@ def build(explorer: Explorer, sliders: int, title: str) -> Any:
         return go(origin, label, [picture(empty, caption) for caption in captions])
 
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
-        gr.Markdown(f"### {title}")
+        gr.Markdown(f"### {markdown(title)}")
         code = gr.State(origin.tolist())
         with gr.Row():
             with gr.Column(min_width=260):
@@ -185,7 +205,7 @@ def build(explorer: Explorer, sliders: int, title: str) -> Any:
                     )
                 if explorer.takes_drawings:
                     gr.Markdown("**Draw** with the mouse:")
-                    board = '<canvas width="280" height="280"></canvas>'
+                    board = f'<canvas width="{CANVAS}" height="{CANVAS}"></canvas>'
                     canvas = gr.HTML(html_template=board, js_on_load=DRAW, elem_id="canvas")
                     clear = gr.Button("Clear", size="sm")
             with gr.Column(scale=2, min_width=400):
@@ -301,14 +321,24 @@ def serve(blocks: Any, listening: socket.socket) -> None:
 
 
 class Confined:
-    """Adds the Content-Security-Policy to each answer."""
+    """Answers what the page itself asks for, with a Content-Security-Policy, and nothing else."""
 
     def __init__(self, app: Any) -> None:
         """Take the ASGI application."""
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
+        """Answer a request, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        if status := refusal(scope["method"], scope["path"], dict(scope["headers"])):
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
 
         async def confined(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -319,6 +349,27 @@ class Confined:
             await send(message)
 
         await self.app(scope, receive, confined)
+
+
+def refusal(method: str, path: str, headers: Mapping[bytes, bytes]) -> int:
+    """Return the HTTP status by which a request is refused; 0: it isn't.
+
+    Args:
+        method: GET, POST and so on.
+        path: without the query.
+        headers: by their names in lower case. A browser names the page that asks as the Origin.
+    """
+    if headers.get(b"origin", b"").lower() not in (b"", b"http://" + headers.get(b"host", b"")):
+        return 403
+    asked = REQUESTS.get(method)
+    if asked is None:
+        return 405
+    if not asked.fullmatch(path):
+        return 404
+    length = headers.get(b"content-length", b"0" if method == "GET" else b"")
+    if b"transfer-encoding" in headers or not length.isdigit():
+        return 411
+    return 413 if int(length) > LARGEST else 0
 
 
 # -- pictures for the page -------------------------------------------------------------------------
@@ -352,10 +403,16 @@ def uri(file: bytes) -> str:
 
 
 def read(address: str) -> Tensor:
-    """Return the canvas's drawing ``[H, W]`` in [0, 1]."""
+    """Return the canvas's drawing ``[H, W]`` in [0, 1].
+
+    Raises:
+        ValueError: it is larger than the canvas, and would be decoded to any size.
+    """
     with Image.open(
         io.BytesIO(base64.b64decode(address.partition(",")[2])), formats=["PNG"]
     ) as drawing:
+        if max(drawing.size) > CANVAS:
+            raise ValueError(f"a drawing of {drawing.size} pixels")
         grey = drawing.convert("L")
     return (
         torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width)

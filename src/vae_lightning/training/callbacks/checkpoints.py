@@ -2,16 +2,19 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from pydantic import ConfigDict, PositiveInt, validate_call
 
+from vae_lightning.configuration.quoting import override, printable
+from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files, signals
-from vae_lightning.runs.checkpoints import file_of_step, keep
+from vae_lightning.runs.checkpoints import file_of_step, is_of_run, keep
 from vae_lightning.runs.provenance import envelope
 from vae_lightning.runs.resume import BEGUN
 from vae_lightning.training.processes import Agreement
@@ -32,7 +35,7 @@ class LastCheckpoint(Checkpoint):
 
     They hold the run's whole state right after an optimiser step, before the step is logged. They
     are written before the first step, every ``every_n_steps`` steps, before each validation and at
-    the end of each epoch, and when SIGTERM or Ctrl-C comes, after which the run ends. The newest
+    the end of each epoch, and when a signal comes, after which the run ends. The newest
     two stay, and ``last.ckpt`` names the newest.
     """
 
@@ -108,7 +111,7 @@ class LastCheckpoint(Checkpoint):
         """Say so if the run goes on where it can't come to the same last bit."""
         then, now = checkpoint["envelope"], _envelope(trainer)
         differences = [
-            f"{key} {then.get(key)} then, {now[key]} now"
+            f"{key} {printable(then.get(key))[:100]} then, {now[key]} now"
             for key in now
             if then.get(key) != now[key]
         ]
@@ -146,7 +149,7 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Go on from there."""
-        self.best = state_dict["best"]
+        self.best = float(state_dict["best"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at a figure of the validation; Lightning's sanity check publishes none."""
@@ -172,6 +175,37 @@ class BestCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             atomic_files.point(file.with_name("best.ckpt"), file.name)
             keep(file.parents[1])
+
+
+def refuse_names_of_run(callbacks: Iterable[Callback], directory: Path) -> None:
+    """Check that no ``ModelCheckpoint`` would write a run's own checkpoints, or have them removed.
+
+    Args:
+        callbacks: of a run.
+        directory: the run directory.
+
+    Raises:
+        ConfigurationError: one would; the message names the file.
+    """
+    folder = (directory / "checkpoints").resolve()
+    links = {
+        f"{name}.ckpt"
+        for name, kind in (("last", LastCheckpoint), ("best", BestCheckpoint))
+        if any(isinstance(each, kind) for each in callbacks)
+    }
+    for callback in callbacks:
+        if not isinstance(callback, ModelCheckpoint) or Path(callback.dirpath or "") != folder:
+            continue
+        tried = {name: torch.tensor(10) for name in ("epoch", "step")}
+        names = [Path(callback.format_checkpoint_name(tried)).name]
+        if callback.save_last:
+            names.append(f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}")
+        for name in names:
+            if is_of_run(name) or name in links:
+                raise ConfigurationError(
+                    f"{override('dirpath', folder)}: a ModelCheckpoint would write {name} there, "
+                    "which is a name of the run's own checkpoints; type another dirpath or filename"
+                )
 
 
 def refuse_what_is_not_finite(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from vae_lightning.data.modality import png
 from vae_lightning.models.base import LatentModel, Model
+from vae_lightning.runs import atomic_files
 from vae_lightning.runs.loggers import EventWriter, RunLogger
 from vae_lightning.runs.provenance import versions
 from vae_lightning.training.callbacks.looking import Look, data_of, model_of
@@ -135,11 +136,13 @@ def _write_embedding(folder: Path, step: str, encoded: Encoded) -> None:
     written.mkdir(parents=True, exist_ok=True)
     points = pad(encoded.point, (0, max(0, 3 - encoded.point.shape[1])))  # the view has three axes
     rows = ["\t".join(map(str, row)) + "\n" for row in points.tolist()]
-    (written / "tensors.tsv").write_text("".join(rows))
+    files = {"tensors.tsv": "".join(rows).encode()}
     if encoded.y is not None:
-        (written / "metadata.tsv").write_text("".join(f"{y}\n" for y in encoded.y.tolist()))
+        files["metadata.tsv"] = "".join(f"{y}\n" for y in encoded.y.tolist()).encode()
     if encoded.x.dim() == 4:
-        (written / "sprite.png").write_bytes(_sprite(encoded.x))
+        files["sprite.png"] = _sprite(encoded.x)
+    for name, content in files.items():
+        atomic_files.write(written / name, content, flush=False)
     config = ProjectorConfig()
     for each in sorted(folder.glob("*/posterior_means")):
         within, number = each.relative_to(folder), each.parent.name
@@ -150,7 +153,8 @@ def _write_embedding(folder: Path, step: str, encoded: Encoded) -> None:
         if (each / "sprite.png").exists():
             embedding.sprite.image_path = str(within / "sprite.png")
             embedding.sprite.single_image_dim.extend(encoded.x.shape[:1:-1])
-    (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
+    listed = text_format.MessageToString(config).encode()
+    atomic_files.write(folder / "projector_config.pbtxt", listed, flush=False)
 
 
 def _sprite(images: Tensor) -> bytes:

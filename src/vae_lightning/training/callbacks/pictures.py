@@ -13,6 +13,7 @@ from torch import Tensor
 from vae_lightning.data.modality import png
 from vae_lightning.models.base import Autoencoder, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
+from vae_lightning.runs import atomic_files
 from vae_lightning.runs.loggers import Dispensable
 from vae_lightning.training.callbacks.looking import Look, data_of
 from vae_lightning.training.speedups import freed
@@ -50,7 +51,7 @@ class Picture(Look):
         # Callbacks that draw share one, so that only one of them warns if the disk is full.
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         files = next(each.files for each in callbacks if isinstance(each, Picture))
-        files.write(folder, _write_whole, folder / f"{self.name}_{epoch:03d}.png", content)
+        files.write(folder, _write_in_folder, folder / f"{self.name}_{epoch:03d}.png", content)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # SummaryWriter.add_image would compress the picture anew, which takes longer.
@@ -143,11 +144,7 @@ class LatentPicture(Picture):
         return rasterize(drawn.picture)
 
 
-def _write_whole(file: Path, content: bytes) -> None:
-    """Write a file in a folder, which is made; what is cut short is removed again."""
+def _write_in_folder(file: Path, content: bytes) -> None:
+    """Write a file in a folder, which is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        file.write_bytes(content)
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
+    atomic_files.write(file, content, flush=False)
