@@ -111,8 +111,7 @@ MISTAKES = {
     "hydra.launcher.n_jobs?",
     "hydra.launcher.n_jobs=many": "hydra.launcher.n_jobs=many: Value 'many' of type 'str' "
     "could not be",
-    "hydra/launcher=jobib": "hydra/launcher=jobib: not found; choose from basic, "
-    "joblib, ",
+    "hydra/launcher=jobib": "hydra/launcher=jobib: not found; choose from basic, joblib, ",
     "hydra/launcher=joblib,basic": "hydra/launcher=joblib,basic: not found",
 }
 

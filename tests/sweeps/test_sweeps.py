@@ -168,7 +168,13 @@ def test_a_signal_ends_the_sweep_and_not_the_job_alone(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_sigterm_ends_a_sweep_in_another_process(tmp_path):
-    arguments = ["--multirun", *SUBSET, *QUICK[1:], "trainer.max_epochs=2000", "model.latent_dim=2,3"]
+    arguments = [
+        "--multirun",
+        *SUBSET,
+        *QUICK[1:],
+        "trainer.max_epochs=2000",
+        "model.latent_dim=2,3",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "vae_lightning.train", *arguments],
         cwd=tmp_path,
