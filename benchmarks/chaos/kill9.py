@@ -14,7 +14,17 @@ from pathlib import Path
 
 from faults import Process, forked, fresh
 
-from runs import MINIMAL, SMALL, differences, fit_by_lightning, run_of, stretches, train, trained
+from runs import (
+    MINIMAL,
+    SMALL,
+    differences,
+    fit_by_lightning,
+    once,
+    run_of,
+    stretches,
+    train,
+    trained,
+)
 
 EVERY = 3
 LONG = (
@@ -65,7 +75,9 @@ def main() -> None:
         )
     longer = (*LONG, MINIMAL, "trainer.max_epochs=40")  # else the imports would take most of a life
     name = "scalars and checkpoints alone, from the start of Python"
-    fine &= campaign(name, longer, settings.fresh, draw, lambda place, typed: fresh(place, *typed))
+    fine &= campaign(
+        name, longer, settings.fresh, draw, lambda place, typed: fresh(place, *once(*typed))
+    )
     sys.exit(not fine)
 
 

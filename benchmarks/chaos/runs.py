@@ -75,15 +75,16 @@ VARIATIONS: dict[str, tuple[tuple[str, ...], int]] = {
 _VALUES = ("value", "encoded_image_string", "histogram_value", "tensor_proto")
 
 
-def train(directory: Path, *arguments: str) -> int | str | None:
-    """Type ``train`` in a directory, which is made, in this process; return the exit status.
+def once(*arguments: str) -> tuple[str, ...]:
+    """Return arguments with the last value of each key; the command refuses several."""
+    return tuple({each.partition("=")[0]: each for each in arguments}.values())
 
-    Of several values of a key the last is typed; the command would refuse them.
-    """
+
+def train(directory: Path, *arguments: str) -> int | str | None:
+    """Type ``train`` in a directory, which is made, in this process; return the exit status."""
     directory.mkdir(parents=True, exist_ok=True)
-    arguments = tuple({each.partition("=")[0]: each for each in arguments}.values())
     main = importlib.import_module("vae_lightning.train").main
-    typed = patch.object(sys, "argv", ["train", *arguments])
+    typed = patch.object(sys, "argv", ["train", *once(*arguments)])
     with contextlib.chdir(directory), typed, patch.dict(os.environ, {"HYDRA_FULL_ERROR": "0"}):
         try:
             main()

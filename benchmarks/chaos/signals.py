@@ -1,4 +1,4 @@
-"""Send runs SIGTERM and SIGINT in each phase, resume them, and compare with a run left alone."""
+"""Send runs signals in each phase, resume them, and compare with a run left alone."""
 
 import argparse
 import contextlib
@@ -90,7 +90,7 @@ def main() -> None:
         whole = trained(directory / "whole", *TYPED)
         campaign = Campaign(directory, whole)
         for phase, (owner, function, number, after) in PHASES.items():
-            for sent in (signal.SIGTERM, signal.SIGINT):
+            for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 campaign.hit(phase, owner, function, number, after, sent)
             campaign.tell(phase)
         campaign.hit_twice()
@@ -117,7 +117,7 @@ def main() -> None:
                 campaign.at_random(
                     begin,
                     draw.uniform(0, lives[what]),
-                    draw.choice((signal.SIGTERM, signal.SIGINT)),
+                    draw.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
                 )
             campaign.tell(what)
     sys.exit(failed)

@@ -1,5 +1,8 @@
 """Sampling as a user types it, on a model of real digits."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from PIL import Image
 import vae_lightning
 from conftest import typed
 from vae_lightning import SamplingNoise
+from vae_lightning.runs.checkpoints import find_checkpoint
 
 
 def pixels(file):
@@ -85,4 +89,44 @@ def test_a_label_that_a_model_does_not_know_is_refused(conditional, trained, tmp
         for command in ("sample", "visualize"):
             with pytest.raises(SystemExit, match=message):
                 typed(command, *arguments, directory=tmp_path, patch=monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_a_folder_of_runs_the_newest_is_taken_and_named(trained, tmp_path, monkeypatch, capsys):
+    runs = tmp_path / "outputs" / "train"
+    for name, time in (("older", 1), ("newer", 3), ("without", 0), ("oldest", 2)):
+        folder = runs / name / "checkpoints"
+        folder.mkdir(parents=True)
+        if time:
+            file = folder / "last.ckpt"
+            file.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes())
+            os.utime(file, (time, time))
+    typed("sample", "outputs/train", "count=4", directory=tmp_path, patch=monkeypatch)
+    assert "outputs/train holds runs; the newest is outputs/train/newer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("last", "name its run: outputs/train/<run>/checkpoints/last.ckpt"),
+        ("best.ckpt", "name its run: outputs/train/<run>/checkpoints/best.ckpt"),
+        ("a=b", "type a checkpoint file or a run directory, as outputs/train/<run>"),
+    ],
+)
+def test_a_checkpoint_that_is_not_found_is_asked_for_by_its_run(name, message):
+    with pytest.raises(FileNotFoundError, match=re.escape(f": not found; {message}")):
+        find_checkpoint(name)
+
+
+def test_a_folder_without_runs_is_no_checkpoint(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/best\.ckpt or last\.ckpt, and"):
+        find_checkpoint(tmp_path)
+
+
+def test_more_pictures_than_memory_holds_are_refused(conditional, tmp_path, monkeypatch):
+    for command, size in (("sample", "count=1000000000"), ("visualize", "side=1000000")):
+        arguments = [f"checkpoint={conditional}", size, "label=3"]
+        with pytest.raises(SystemExit, match=rf"error: {size}: at least [\d,]+ GB of memory, and"):
+            typed(command, *arguments, directory=tmp_path, patch=monkeypatch)
     assert not list(tmp_path.iterdir())

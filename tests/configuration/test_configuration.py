@@ -121,6 +121,9 @@ def test_targets_are_allowed_by_full_name_only(target):
 LATENT_DIM = "did you mean model.latent_dim?"
 TARGETS_ONLY = "not one of the allowed targets"
 MISTAKES = {
+    "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping": (
+        "callbacks.stop.monitor is missing: type callbacks.stop.monitor=…"
+    ),
     "model.latnet_dim=3": f"unknown key model.latnet_dim: {LATENT_DIM}",
     "+model.latnet_dim=3": f"unknown key model.latnet_dim: {LATENT_DIM}",
     "++trainer.max_epoch=3": "unknown key trainer.max_epoch: did you mean trainer.max_epochs?",

@@ -102,7 +102,7 @@ def test_a_terminal_that_is_closed_ends_nothing(tmp_path):
 )
 def test_a_terminal_that_is_not_utf_8_gets_all_that_it_can_show(environment):
     text = "import logging; logging.basicConfig(stream=sys.stdout, format='%(message)s')\n"
-    text += "print('σ = 1'); logging.warning('4 … 5'); print('数', file=sys.stderr)"
+    text += r"print('\u03c3 = 1'); logging.warning('4 \u2026 5'); print('\u6570', file=sys.stderr)"
     finished = script(text, env={**os.environ, **environment})
     assert finished.returncode == 0
     assert finished.stdout == b"\\u03c3 = 1\n4 \\u2026 5\n"

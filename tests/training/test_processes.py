@@ -206,7 +206,7 @@ MISTAKES = {
         "trainer.devices=2: a job of a sweep is one process; without --multirun the first is"
     ),
     "--multirun seed=1,2 hydra/launcher=submitit_local": (
-        "hydra/launcher=submitit_local: there is none of that name"
+        "hydra/launcher=submitit_local: not found"
     ),
     "trainer=ddp trainer.num_nodes=2": (
         "trainer.devices=2 trainer.num_nodes=2: start the processes by torchrun or srun"

@@ -1,5 +1,6 @@
 """Building what a configuration names, from values that are checked first."""
 
+import inspect
 import math
 import os
 import typing
@@ -40,6 +41,10 @@ def build_part(group: str, kind: type[Part], config: DictConfig, **others: Any) 
                 f"unknown key {group}.{key}: {constructor.__name__} takes no such value"
             )
         require(f"{group}.{key}", value, hints[key])
+    for key, parameter in inspect.signature(constructor).parameters.items():
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and parameter.default is parameter.empty and key not in {**values, **others}:
+            raise ConfigurationError(f"{group}.{key} is missing: type {group}.{key}=…")
     try:
         return constructor(**{**values, **others})
     except (ValueError, MisconfigurationException, ImportError) as error:

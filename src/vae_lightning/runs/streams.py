@@ -20,13 +20,20 @@ class Patient(io.TextIOWrapper):
     Characters that its encoding lacks are written as ``\xd7``.
     """
 
-    def __init__(self, number: int, encoding: str, line_buffering: bool) -> None:
-        """Take a file descriptor, which isn't closed with the stream."""
+    def __init__(self, number: int, like: io.TextIOWrapper) -> None:
+        """Write to a file descriptor, which isn't closed with the stream.
+
+        Args:
+            number: the file descriptor.
+            like: the stream whose encoding and buffering it has.
+        """
+        file = io.FileIO(number, "w", closefd=False)
         super().__init__(
-            io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
-            encoding=encoding,
+            file if like.write_through else io.BufferedWriter(file),  # as with python -u
+            encoding=like.encoding,
             errors="backslashreplace",
-            line_buffering=line_buffering,
+            line_buffering=like.line_buffering,
+            write_through=like.write_through,
         )
 
     def write(self, text: str) -> int:
@@ -73,7 +80,7 @@ def install() -> None:
         if stream.fileno() == number:
             with suppress(OSError):
                 stream.flush()
-            patient = Patient(number, stream.encoding, stream.line_buffering)
+            patient = Patient(number, stream)
             setattr(sys, name, patient)
             for handler in logging.getLogger().handlers:
                 if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
