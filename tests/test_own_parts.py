@@ -285,7 +285,7 @@ def test_a_sweep_ends_with_a_table_and_is_summarized(here, name, capsys):
         for rate, job in (("0.01", sweep / "0"), ("0.001", sweep / "1"))
     }
     choose = min if kind.figures[kind.criterion].better == "min" else max
-    assert best.split(",")[0] == choose(figures, key=figures.get)
+    assert best.split(",")[0].strip('"') == choose(figures, key=figures.get)
 
 
 def test_a_class_that_is_not_on_the_list_is_refused(here, monkeypatch):

@@ -625,7 +625,9 @@ COMMAND_LINES = {  # what is typed with the smallest command, and its error
         "hydra.searchpath=[pkg://evil]: not offered; --config-dir adds"
     ),
     "hydra.output_subdir=../x": "hydra.output_subdir=../x: not offered",
-    "--multirun seed=1,2 hydra.launcher._target_=evil.C": f"hydra.launcher._target_=evil.C: {TARGETS_ONLY}",
+    "--multirun seed=1,2 hydra.launcher._target_=evil.C": (
+        f"hydra.launcher._target_=evil.C: {TARGETS_ONLY}"
+    ),
     "--multirun seed=1,2 hydra.sweeper._target_=evil.C": (
         f"hydra.sweeper._target_=evil.C: {TARGETS_ONLY}"
     ),

@@ -5,6 +5,7 @@ import logging
 from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
+from vae_lightning.configuration.quoting import override
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs.directory import new_run_directory
 
@@ -35,7 +36,8 @@ def main(config: DictConfig) -> None:
     trained = open_checkpoint(config)
     model = trained.model.to(device)
     if not isinstance(model, Autoencoder):
-        raise ConfigurationError(f"checkpoint={trained.file}: a {model.describe()} has no codes")
+        named = override("checkpoint", trained.file)
+        raise ConfigurationError(f"{named}: a {model.describe()} has no codes")
     names = None
     if folder is not None:
         check_label(label, model.num_classes, needed_for="which label the examples have")

@@ -8,6 +8,7 @@ import logging
 from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
+from vae_lightning.configuration.quoting import override
 from vae_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def main(config: DictConfig) -> None:
         data, file = trained.read_data(config.data), trained.file
         model = trained.model
         if not isinstance(model, LatentModel):
-            raise ConfigurationError(f"checkpoint={file}: the model has no continuous latents")
+            named = override("checkpoint", file)
+            raise ConfigurationError(f"{named}: the model has no continuous latents")
         explored = explorer.explore(model, data, choose_split(data, split))
         title = f"{file}, {data.name} {split}"
         blocks = explorer_page.build(explored, sliders, title, scratch)

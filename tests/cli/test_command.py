@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import SUBSET, run, typed
+from vae_lightning.cli.messages import explain
 
 LABELS = "the data has 10 labels"
 MISTAKES = {
@@ -50,7 +51,7 @@ MISTAKES = {
         "model.objective=iwae: its bound has no KL term of its own"
     ),
     "hydra.run.dir=. trainer.max_epochs=-7": "trainer.max_epochs=-7",
-    "~callbacks.last._target_": "~callbacks.last._target_: can't be left out; type callbacks.last._target_=",
+    "~callbacks.last._target_": "~callbacks.last._target_: can't be left out; type callbacks.",
     "~model._target_": "~model._target_: can't be left out; type model._target_=… to change it",
     "model._target_=lightning.Trainer": "model._target_=lightning.Trainer: must be a Model",
     "trainer.accumulate_grad_batches=0": (
@@ -162,6 +163,28 @@ def test_the_other_commands_report_mistakes_alike(
     tmp_path, monkeypatch, command, arguments, message
 ):
     assert refusal(tmp_path, monkeypatch, command, *arguments) == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(13, "Permission denied", "outputs"),
+            "outputs: Permission denied; hydra.run.dir=… names another directory for a run",
+        ),
+        (OSError(28, "No space left on device", "x"), "x: No space left on device"),
+        (FileNotFoundError("checkpoint=x: not found"), "checkpoint=x: not found"),
+    ],
+    ids=str,
+)
+def test_what_the_system_refuses_is_told_with_its_file(error, message):
+    assert explain("train", error) == message
+
+
+def test_a_directory_that_can_not_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: \S*file/run: Not a directory$"):
+        typed("train", *SUBSET, "hydra.run.dir=file/run", directory=tmp_path, patch=monkeypatch)
 
 
 # -- as processes of their own --------------------------------------------------------------------

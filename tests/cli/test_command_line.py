@@ -248,6 +248,8 @@ def test_flags_may_stand_among_the_overrides(monkeypatch):
     ]
     read = typed_line()
     assert (read.cfg, read.resolve, read.package) == ("job", True, "model")
+    arranged(monkeypatch, "--config-dir=~/recipes", name="train", positional=None)
+    assert typed_line().config_dir == os.path.expanduser("~/recipes")
 
 
 @pytest.mark.parametrize("override", ["experiment=null", "+experiment=null", "++experiment=NULL"])

@@ -120,7 +120,9 @@ def test_a_checkpoint_that_is_not_found_is_asked_for_by_its_run(name, message):
 
 def test_a_folder_without_runs_is_no_checkpoint(tmp_path):
     (tmp_path / "images").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no checkpoints/best\.ckpt or last\.ckpt, and"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no checkpoints/best\.ckpt or last\.ckpt, and"
+    ):
         find_checkpoint(tmp_path)
 
 

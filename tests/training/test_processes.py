@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from chaos.runs import once
 from conftest import LONG, SUBSET, typed
 from vae_lightning.data.batches import Batches, Share, ShuffledBatches
 from vae_lightning.data.protocol import binarize
@@ -29,7 +30,7 @@ BARE = ("callbacks=minimal", "logger=none")
 
 
 def command(*overrides):
-    return [sys.executable, "-u", "-m", "vae_lightning.train", *TRAIN, *overrides]
+    return [sys.executable, "-u", "-m", "vae_lightning.train", *once(*TRAIN, *overrides)]
 
 
 def run(directory, *overrides):
@@ -197,7 +198,9 @@ def test_what_goes_wrong_in_all_processes_is_told_once(tmp_path):
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 1
     assert re.fullmatch(
-        r"error: train/loss is nan at step \d; try a lower optimizer\.learning_rate\n", done.stderr
+        r"error: train/loss is nan at step \d; try a lower optimizer\.learning_rate\n"
+        r"Its files, saved up to step 0: .*\n",
+        done.stderr,
     )
 
 

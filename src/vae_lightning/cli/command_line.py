@@ -106,11 +106,12 @@ def _flags(typed: Any) -> list[str]:
     """Return the flags of a command line."""
     flags = [
         f"--{each.replace('_', '-')}"
-        for each in ("run", "multirun", "resolve", "shell_completion", "hydra_help")
+        for each in ("run", "multirun", "resolve", "shell_completion")
         if getattr(typed, each)
     ]
     for each in ("cfg", "package", "config_dir", "info"):
         if (value := getattr(typed, each)) is not None:
+            value = expanded(value) if each == "config_dir" else value
             flags.append(f"--{each.replace('_', '-')}={value}")
     return flags
 
