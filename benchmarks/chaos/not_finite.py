@@ -67,7 +67,7 @@ def _spoil(place: Path, quantity: str, value: float, step: int, whole: Path) -> 
             return train(place, *typed)
 
     ends = forked(partial(spoil, *TYPED), output) == 1
-    told = ends and names_what_is_not_finite(output.read_text().splitlines()[-1], step)
+    told = ends and names_what_is_not_finite(output.read_text(), step)
     run = run_of(place)
     clean = all(finite(file) for file in run.rglob("*.ckpt"))
     again = newest_whole(run, -1)[0] < step and forked(partial(spoil, f"resume={run}"), output) == 1
