@@ -231,7 +231,8 @@ class Campaign:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, sent)
             ended = process.wait(60)
-            self._judge(place, ended, sent, time.time() - at, None)
+            if ended != 0 or not list(place.rglob("metrics.json")):  # else it had just ended
+                self._judge(place, ended, sent, time.time() - at, None)
 
     def _place(self) -> Path:
         self.runs += 1

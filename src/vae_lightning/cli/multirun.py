@@ -415,6 +415,10 @@ def _jobs(name: str, typed: Sequence[str]) -> tuple[list[list[str]], Any]:
             if not values:
                 raise ConfigurationError(f"{each.input_line}: {_why_empty(each)}")
             choices += [[*fixed, value] for value in (values if is_group(each) else values[:1])]
+        elif each.is_sweep_override():
+            raise ConfigurationError(
+                f"{each.input_line}: names no values; list them, or type range(start,stop,step)"
+            )
     jobs: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
     for choice in choices:
         composed = hydra.compose(name, choice)
