@@ -12,7 +12,7 @@ from vae_lightning.cli.command import command
 from vae_lightning.configuration.paths import expanded
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files
-from vae_lightning.runs.directory import make_run_directory, save_configuration
+from vae_lightning.runs.directory import new_run_directory
 from vae_lightning.sweeps import summaries, tables
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ def main(config: DictConfig) -> None:
     named = [
         str(each) for each in (config.sweep if OmegaConf.is_list(config.sweep) else [config.sweep])
     ]
+    if "" in named:
+        raise ConfigurationError("sweep='': empty; name a sweep's directory or a folder of runs")
     jobs = summaries.find_jobs([Path(expanded(each)) for each in named])
     left_out = tables.not_counted(jobs)
     if len(left_out) == len(jobs):
@@ -48,7 +50,8 @@ def main(config: DictConfig) -> None:
         more = f" and {len(without) - 1} more" if len(without) > 1 else ""
         missing = summaries.monitored(combinations)
         remarks.append(
-            f"no learning curve, since the log holds no {missing}: {without[0].name}{more}"
+            f"no learning curve, since no log that can be read holds {missing}: "
+            f"{without[0].name}{more}"
         )
     figures = {
         "elbo_against_latent_dim": charts.figure_against_latent_dim(combinations),
@@ -56,18 +59,17 @@ def main(config: DictConfig) -> None:
         "learning_curves": charts.learning_curves(curves, len(combinations)) if curves else None,
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    directory = make_run_directory("summarize")
-    save_configuration(config, directory)
     texts = {
         "summary.csv": tables.combinations_csv(combinations),
         "jobs.csv": tables.jobs_csv(jobs),
         "summary.md": tables.markdown(combinations, sort, remarks, left_out, list(drawn)),
     }
-    for name, text in texts.items():
-        atomic_files.write(directory / name, text.encode())
-    for name, figure in drawn.items():
-        for form in ("png", "pdf"):
-            figure.savefig(directory / f"{name}.{form}", dpi=200)
+    with new_run_directory("summarize", config) as directory:
+        for name, text in texts.items():
+            atomic_files.write(directory / name, text.encode(errors="backslashreplace"))
+        for name, figure in drawn.items():
+            for form in ("png", "pdf"):
+                figure.savefig(directory / f"{name}.{form}", dpi=200)
     shown = [tables.table(combinations, sort), "\n".join(f"  {remark}" for remark in remarks)]
     if left_out:
         shown.append(tables.listing(left_out, len(jobs)))

@@ -205,6 +205,8 @@ def _as_meant(name: str, typed: str, multirun: bool) -> str:
     value, prefix = expanded(value), "" if key in PATHS else prefix
     found = parsed(f"{key}={value}")
     meaning = None if found is None else found.value()
+    if meaning == "":
+        raise ConfigurationError(f"{typed}: empty; type a path, or leave out {key}=")
     if found is not None and found.is_sweep_override():
         if multirun and not key.startswith(("hydra.", "sweep")):
             return f"{prefix}{key}={value}"

@@ -13,6 +13,8 @@ from vae_lightning.sweeps.tables import label
 MOST = 8
 """Lines or points that are told apart in one chart."""
 
+_MOST_LATENTS = 1_000_000_000
+
 # Okabe & Ito's colours, which colour-blind readers can distinguish too. Grey replaces their yellow,
 # which is faint on white.
 _STYLES: list[dict[str, Any]] = [
@@ -37,12 +39,11 @@ def figure_against_latent_dim(combinations: Sequence[Combination]) -> Figure | N
     sign = -1 if described(jobs, criterion)["better"] == "min" else 1
     lines: dict[str, Curve] = {}
     for each in combinations:
-        if isinstance(each.settings.get(key), int) and criterion in each.figures:
+        size = each.settings.get(key)
+        if isinstance(size, int) and 0 < size <= _MOST_LATENTS and criterion in each.figures:
             others = {other: value for other, value in each.settings.items() if other != key}
-            names[repr(others)] = label(others)
-            lines.setdefault(repr(others), []).append(
-                (each.settings[key], *each.figures[criterion])
-            )
+            names[repr(others)] = label(others, combinations)
+            lines.setdefault(repr(others), []).append((size, *each.figures[criterion]))
     sizes = sorted({size for line in lines.values() for size, *_ in line})
     if len(sizes) < 2:
         return None
@@ -86,7 +87,7 @@ def rate_distortion(combinations: Sequence[Combination]) -> Figure | None:
             each.figures["test/kl"],
             each.figures["test/log_likelihood"],
         )
-        name = label(each.settings, each.number)
+        name = label(each.settings, combinations, each.number)
         axes.errorbar(
             rate,
             -likelihood,
@@ -148,7 +149,7 @@ def learning_curves(curves: Sequence[tuple[Combination, Curve]], tried: int) -> 
         steps, means, deviations = (
             np.array(values, dtype=float) for values in zip(*curve, strict=True)
         )
-        name = label(each.settings, each.number)
+        name = label(each.settings, [other for other, _ in curves], each.number)
         axes.plot(
             steps, means, label=name, markersize=4, markevery=max(1, len(steps) // 10), **style
         )

@@ -4,6 +4,7 @@ This module doesn't import torch.
 """
 
 import csv
+import itertools
 import logging
 import math
 import re
@@ -35,6 +36,8 @@ _MOVES_NO_FIGURE = (
 )  # data counts by its SHA-256, wherever it lies
 QUICK_PASS = "quick pass"
 _MOST_CSV = 100_000_000
+_MOST_STEPS = 10**15
+_MOST_JOBS = 100_000
 _FIELD = 1_000_000
 """The longest cell of a table of figures that is read."""
 
@@ -173,6 +176,8 @@ def _read(directory: Path) -> Job | None:
         name = "metrics.json"
         if is_finished(directory):
             measured = stored.measured(directory)
+            if measured.criterion not in measured.figures:
+                raise KeyError(measured.criterion)
             job.figures, job.protocol = measured.figures, measured.protocol
             job.described = measured.described
             job.criterion, job.terms = measured.criterion, measured.terms
@@ -239,8 +244,9 @@ def _pass_over_repeated(jobs: Mapping[Path, Job]) -> None:
 def _never_begun(file: Path, runs: Iterable[Path]) -> list[Job]:
     """Return the jobs of a ``multirun.yaml`` that match no run in its directory.
 
-    Empty if a file can't be read.
+    It is a job of its own if it can't be read.
     """
+    place = _from_here(file)
     try:
         settings = stored.load_yaml(file)["hydra"]
         params = settings["sweeper"].get("params") or {}
@@ -248,16 +254,24 @@ def _never_begun(file: Path, runs: Iterable[Path]) -> list[Job]:
             *(f"{key}={value}" for key, value in params.items()),
             *settings["overrides"]["task"],
         ]
-        asked: list[list[str]] = BasicSweeper.split_arguments(
-            OverridesParser.create().parse_overrides(line), None
-        )[0]
-        here = [run for run in runs if run.is_relative_to(file.parent)]
-        begun = [set(stored.load_yaml(run / ".hydra" / "overrides.yaml")) for run in here]
-    except (*stored.DAMAGE, HydraException):
-        return []
+        parsed = OverridesParser.create().parse_overrides(line)
+        count = 1
+        for each in parsed:
+            if each.is_discrete_sweep():  # before they are listed, which may take all memory
+                count *= sum(1 for _ in itertools.islice(each.sweep_iterator(), _MOST_JOBS + 1))
+            if count > _MOST_JOBS:
+                raise ValueError(f"more than {_MOST_JOBS:,} jobs")
+        asked: list[list[str]] = BasicSweeper.split_arguments(parsed, None)[0]
+    except (*stored.DAMAGE, HydraException) as error:
+        return [Job(None, "damaged", stored.problem_of(error), place)]
+    begun = []
+    for run in runs:
+        if run.is_relative_to(file.parent):
+            with suppress(*stored.DAMAGE):  # then its job is listed as never begun too
+                begun.append(set(stored.load_yaml(run / ".hydra" / "overrides.yaml")))
     wanted = [{each for each in job if not each.startswith("hydra")} for job in asked]
     common = set.intersection(*wanted) if len(wanted) > 1 else set()
-    problem = f"or refused at once: asked for in {_from_here(file)}"
+    problem = printable(f"or refused at once: asked for in {place}")
     return [
         Job(None, "never begun", problem, " ".join(each for each in job if each not in common))
         for job, overrides in zip(asked, wanted, strict=True)
@@ -273,7 +287,7 @@ def learning_curve(job: Job, name: str) -> dict[int, float]:
             csv.field_size_limit(_FIELD)
             rows = csv.DictReader(stored.text(table, _MOST_CSV).splitlines())
             values = {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
-            return {step: value for step, value in values.items() if _is_figure(value)}
+            return _curve(values)
     for folder in {events.parent for events in job.directory.glob("*/events.out.tfevents.*")}:
         # What damaged records raise is of many kinds.
         with suppress(Exception):
@@ -296,12 +310,16 @@ def _logged(folder: Path, name: str) -> dict[int, float]:
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: all of them
     if name not in events.Tags()["scalars"]:
         return {}
-    values = {event.step: event.value for event in events.Scalars(name)}
-    return {step: value for step, value in values.items() if _is_figure(value)}
+    return _curve({event.step: event.value for event in events.Scalars(name)})
 
 
-def _is_figure(value: float) -> bool:
-    return math.isfinite(value) and abs(value) <= stored.LARGEST
+def _curve(values: Mapping[int, float]) -> dict[int, float]:
+    """Leave out what can't be drawn."""
+    return {
+        step: value
+        for step, value in values.items()
+        if 0 <= step < _MOST_STEPS and math.isfinite(value) and abs(value) <= stored.LARGEST
+    }
 
 
 # -- averaging -------------------------------------------------------------------------------------

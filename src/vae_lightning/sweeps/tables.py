@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from vae_lightning.configuration.quoting import markdown as escaped
 from vae_lightning.configuration.quoting import printable, spreadsheet_cell
+from vae_lightning.sweeps.ledger import written
 from vae_lightning.sweeps.summaries import (
     FINISHED,
     Combination,
@@ -51,24 +52,31 @@ def text_of(value: Any) -> str:
     return "null" if value is None else printable(value)
 
 
-def label(settings: Mapping[str, Any], number: int | None = None) -> str:
+def label(
+    settings: Mapping[str, Any], combinations: Sequence[Combination], number: int | None = None
+) -> str:
     """Return settings as a line that fits below a chart.
 
-    Keys are cut to their last words, as many as tell them apart. If the line is too long, it is cut
-    and starts with the number.
+    Keys are cut to their last words, as many as tell all keys of the chart apart. If the line is
+    too long, it is cut and starts with the number.
     """
-    text = ", ".join(f"{_short(key, settings)}={text_of(settings[key])}" for key in settings)
+    keys = {key for each in combinations for key in each.settings}
+    text = ", ".join(f"{_short(key, keys)}={text_of(settings[key])}" for key in settings)
     if len(text) > 50:
         text = f"no. {number}: {text[:40]}…" if number else f"{text[:49]}…"
     return text.replace("$", r"\$")  # between two of them matplotlib reads mathematics
 
 
 def _short(key: str, keys: Iterable[str]) -> str:
-    """Return the last words of a key that no other key ends with."""
+    """Return the last words of a key that no other key ends with.
+
+    They don't start with an underscore: matplotlib leaves such lines out of a legend.
+    """
     words = key.split(".")
     for start in range(len(words) - 1, 0, -1):
         end = ".".join(words[start:])
-        if not any(f".{other}".endswith(f".{end}") for other in keys if other != key):
+        others = (other for other in keys if other != key)
+        if not end.startswith("_") and not any(f".{each}".endswith(f".{end}") for each in others):
             return end
     return key
 
@@ -85,7 +93,7 @@ def table(combinations: Sequence[Combination], sort: str) -> str:
     tokens = [
         [f"{key}={text_of(value)}" for key, value in each.settings.items()] for each in combinations
     ]
-    left = _WIDTH - sum(len(column[0]) + 2 for column in columns) - 7
+    left = max(30, _WIDTH - sum(len(column[0]) + 2 for column in columns) - 7)
     wrapped = [["combination"], *(_wrapped(row, left) for row in tokens)]
     width = max(len(line) for lines in wrapped for line in lines)
     rows = []
@@ -100,9 +108,10 @@ def table(combinations: Sequence[Combination], sort: str) -> str:
 
 
 def _wrapped(tokens: Sequence[str], width: int) -> list[str]:
-    lines = textwrap.wrap(
-        " ".join(tokens), width, break_long_words=False, break_on_hyphens=False
-    ) or ["all runs"]
+    cut = [each if len(each) <= 4 * _WIDTH else f"{each[:_WIDTH]}…" for each in tokens]
+    lines = textwrap.wrap(" ".join(cut), width, break_long_words=False, break_on_hyphens=False) or [
+        "all runs"
+    ]
     return lines if len(lines) <= 4 else [*lines[:3], f"… {len(tokens)} keys: summary.csv"]
 
 
@@ -126,8 +135,8 @@ def _cells(combinations: Sequence[Combination], sort: str) -> dict[str, list[Mea
 
 def _aligned(cells: Sequence[Mean | None]) -> list[str]:
     """Return means and deviations one below the other."""
-    means = [f"{cell[0]:.2f}" if cell else "" for cell in cells]
-    deviations = ["" if cell is None or cell[1] is None else f"{cell[1]:.2f}" for cell in cells]
+    means = [written(cell[0]) if cell else "" for cell in cells]
+    deviations = ["" if cell is None or cell[1] is None else written(cell[1]) for cell in cells]
     width = max(map(len, deviations))
     return [
         mean.rjust(max(map(len, means)))
@@ -182,7 +191,7 @@ def listing(rows: Sequence[Row], jobs: int) -> str:
     """Return what isn't counted as lines for the terminal."""
     lines = [f"Not counted, {len(rows)} of {jobs} jobs:"]
     for row in rows:
-        lines.append(f"  {row.state:<11}  {row.job}  {row.settings}".rstrip())
+        lines.append(f"  {row.state:<11}  {row.job}  {row.settings}".rstrip()[: 4 * _WIDTH])
         lines += textwrap.wrap(
             row.problem, _WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15
         )
@@ -259,8 +268,8 @@ def jobs_csv(jobs: Sequence[Job]) -> str:
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> str:
-    written = io.StringIO()
-    writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)  # also for those that split at ";"
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)  # also for those that split at ";"
     for row in rows:
         writer.writerow(spreadsheet_cell(each) if isinstance(each, str) else each for each in row)
-    return written.getvalue()
+    return text.getvalue()
