@@ -221,7 +221,9 @@ def _run_jobs(
         ConfigurationError: a job failed, or none could be begun.
     """
     sweep = ledger.sweep
-    logging.getLogger("hydra").setLevel(logging.WARNING)  # the launcher's own line for each job
+    of_hydra = logging.getLogger("hydra")
+    level = of_hydra.level
+    of_hydra.setLevel(logging.WARNING)  # the launcher's own line for each job
 
     def checked(config: DictConfig) -> None:
         job = functools.partial(_run_job, name, task, ledger, config)
@@ -246,6 +248,7 @@ def _run_jobs(
         jobs = [ledger.noted(number, job.overrides) for number, job in enumerate(jobs)]
         ledger.end()
         launchers.finish(elsewhere)
+        of_hydra.setLevel(level)
         for job in jobs:
             if job.directory:
                 remove_if_empty(job.directory, sweep)  # of a process that didn't live to do so
