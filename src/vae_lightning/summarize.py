@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     if len(left_out) == len(jobs):
         log.info(tables.listing(left_out, len(jobs)))
         raise ConfigurationError(
-            f"sweep={','.join(named)}: none of its {len(jobs)} jobs is finished"
+            f"sweep={','.join(named)}: none of its {len(jobs)} jobs counts, as listed above"
         )
     sort = summaries.criterion_of(jobs) if config.sort is None else str(config.sort)
     combinations = summaries.combine(jobs, sort)
@@ -66,7 +66,7 @@ def main(config: DictConfig) -> None:
     }
     with new_run_directory("summarize", config) as directory:
         for name, text in texts.items():
-            atomic_files.write(directory / name, text.encode(errors="backslashreplace"))
+            atomic_files.write(directory / name, text.encode())
         for name, figure in drawn.items():
             for form in ("png", "pdf"):
                 figure.savefig(directory / f"{name}.{form}", dpi=200)

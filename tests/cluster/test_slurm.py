@@ -71,7 +71,12 @@ def test_jobs_that_are_preempted_killed_or_out_of_time_go_on_where_they_were(slu
     assert [(number, directory) for number, _, directory in rows] == [
         (each, each) for each in "12345"
     ]
-    assert sorted(path.name for path in swept.iterdir()) == [".submitit", *"12345", "multirun.yaml"]
+    assert sorted(path.name for path in swept.iterdir()) == [
+        ".lock",
+        ".submitit",
+        *"12345",
+        "multirun.yaml",
+    ]
     for number, latents in ((1, 2), (2, 3), (3, 4)):
         assert "Going on after step" in (swept / str(number) / "train.log").read_text()
         whole = trained(tmp_path / f"whole_{latents}", *RUN, f"model.latent_dim={latents}")
@@ -92,4 +97,10 @@ def test_a_sweep_that_is_stopped_leaves_no_job_in_the_queue_and_all_saved(slurm,
     rows = r" +0  model.latent_dim=2 +\S+/0: interrupted\n +1  \S+ +\S+/1: interrupted\n"
     assert re.search(rf"{rows} +2  \S+ +not run\n", shown), shown
     assert "Stopped after" in (swept / "0" / "train.log").read_text()
-    assert sorted(path.name for path in swept.iterdir()) == [".submitit", "0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in swept.iterdir()) == [
+        ".lock",
+        ".submitit",
+        "0",
+        "1",
+        "multirun.yaml",
+    ]

@@ -170,7 +170,9 @@ def test_what_is_not_finished_is_listed_and_moves_no_mean(sweep, tmp_path, monke
 
 def test_where_nothing_is_finished_nothing_is_written(tmp_path, monkeypatch, capsys):
     leave(tmp_path / "sweep" / "0", log=NAN)
-    with pytest.raises(SystemExit, match=r"^error: sweep=sweep: none of its 1 jobs is finished$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: sweep=sweep: none of its 1 jobs counts, as listed above$"
+    ):
         typed("summarize", "sweep", directory=tmp_path, patch=monkeypatch)
     assert "failed       sweep/0  seed=1" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
@@ -318,6 +320,9 @@ MISTAKES = {
     "": "sweep is missing: type sweep=…",
     "nosuch": "sweep=nosuch: no such directory",
     "sweep=[]": "sweep=[]: name a directory at least",
+    "sweep=": "sweep=: empty; type a path, or leave out sweep=",
+    "sweep=''": "sweep='': empty; type a path, or leave out sweep=",
+    "sweep=['']": "sweep='': empty; name a sweep's directory or a folder of runs",
     "empty": "sweep=empty: no runs in it; name a sweep's directory, or one of run directories",
     "runs sweep=empty": "sweep=empty, runs: both name the sweep; keep one",
     "runs --multirun": "--multirun: summarize runs once, over all that is named",
@@ -368,7 +373,8 @@ def test_a_file_from_elsewhere_runs_nothing(tmp_path, monkeypatch):
     )
     (tmp_path / "runs" / "multirun.yaml").write_text(f"hydra: {call}\n")
     written = summarized(tmp_path, monkeypatch, "runs")
-    assert [row["state"] for row in rows_of(written / "jobs.csv")] == ["finished", "damaged"]
+    states = [row["state"] for row in rows_of(written / "jobs.csv")]
+    assert states == ["finished", "damaged", "damaged"]
     monkeypatch.chdir(tmp_path)
     yaml.unsafe_load(call)
     assert (tmp_path / "ran").exists()  # where it is read carelessly
@@ -435,6 +441,68 @@ def test_a_damaged_run_is_left_out_with_a_line_and_nothing_waits(
     assert "Not counted, 1 of 2 jobs:" in capsys.readouterr().out
 
 
+def test_values_beyond_all_measure_end_in_no_traceback(tmp_path, monkeypatch, capsys):
+    sizes = (2, 3, 10**400, -5, True)
+    for number, (size, elbo) in enumerate(
+        zip(sizes, (1e100, -1e100, -1.0, 0.0, -2.0), strict=True)
+    ):
+        run = leave(tmp_path / "runs" / f"{number}", elbo, latent_dim=size)
+        (run / "csv").mkdir()
+        rows = f"1,1e308\n2,-1e99\n3,1e100\n{10**400},1\n"
+        (run / "csv" / "metrics.csv").write_text(f"step,val/elbo\n{rows}")
+    rows = rows_of(summarized(tmp_path, monkeypatch, "runs") / "summary.csv")
+    assert [float(row["test/elbo mean"]) for row in rows] == [1e100, 0.0, -1.0, -2.0, -1e100]
+    assert "-1e+100" in capsys.readouterr().out
+
+
+def test_a_run_without_its_own_criterion_is_damaged(tmp_path, monkeypatch):
+    leave(tmp_path / "runs" / "whole", -100.0, seed=2)
+    file = leave(tmp_path / "runs" / "spoilt", -1.0) / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"comparison": "test/bits"}))
+    written = summarized(tmp_path, monkeypatch, "runs")
+    assert [row["state"] for row in rows_of(written / "jobs.csv")] == ["damaged", "finished"]
+    assert [row["n"] for row in rows_of(written / "summary.csv")] == ["1"]
+
+
+SWEPT = "hydra: {sweeper: {params: null}, overrides: {task: [%s]}}"
+MULTIRUNS = {
+    "too many jobs": SWEPT % '"seed=range(0,1000000000)", "model.latent_dim=range(0,1000000000)"',
+    "no values": SWEPT % '"seed=interval(1,2)"',
+    "other types": SWEPT % "1, {}",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("content", MULTIRUNS.values(), ids=MULTIRUNS)
+def test_a_damaged_multirun_yaml_is_named(tmp_path, monkeypatch, capsys, content):
+    leave(tmp_path / "runs" / "0", -100.0)
+    (tmp_path / "runs" / "multirun.yaml").write_text(content)
+    summarized(tmp_path, monkeypatch, "runs")
+    shown = capsys.readouterr().out
+    assert "-100.00" in shown
+    assert re.search(r"Not counted, 1 of 2 jobs:\n  damaged +runs/multirun\.yaml\n +\w", shown)
+
+
+def test_one_damaged_list_of_overrides_hides_no_job_that_was_never_begun(
+    tmp_path, monkeypatch, capsys
+):
+    for seed, content in ((1, "[seed=1]"), (2, "[[]]")):
+        run = leave(tmp_path / "runs" / f"{seed}", -100.0, seed=seed)
+        (run / ".hydra" / "overrides.yaml").write_text(content)
+    (tmp_path / "runs" / "multirun.yaml").write_text(SWEPT % '"seed=1,2,3"')
+    summarized(tmp_path, monkeypatch, "runs")
+    assert re.findall(r"never begun  (\S+)", capsys.readouterr().out) == ["seed=2", "seed=3"]
+
+
+def test_a_user_s_own_files_are_not_overwritten_by_a_summary(sweep, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.csv").write_text("mine")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit, match=r"^error: hydra\.run\.dir=mine: not empty"):
+        summarized(tmp_path, monkeypatch, "sweep", "hydra.run.dir=mine")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
 HOSTILE = "=1+1|<b>`x`\x1b[31m\nSorted, $x_{"
 
 
@@ -484,12 +552,27 @@ def test_a_log_that_cannot_be_read_costs_its_curve_only(tmp_path, monkeypatch, c
     summarized(tmp_path, monkeypatch, "runs")
     shown = capsys.readouterr().out
     assert "-100.00" in shown
-    assert "no learning curve, since the log holds no val/elbo: runs/a" in shown
+    assert "no learning curve, since no log that can be read holds val/elbo: runs/a" in shown
 
 
 def test_keys_in_a_legend_are_cut_to_what_tells_them_apart():
     settings = {"optimizer.name": "adam", "data.name": "mnist", "model.latent_dim": 2}
-    assert tables.label(settings) == "optimizer.name=adam, data.name=mnist, latent_dim=2"
+    all_of_them = [summaries.Combination(settings, [], {})]
+    shown = "optimizer.name=adam, data.name=mnist, latent_dim=2"
+    assert tables.label(settings, all_of_them) == shown
+    del settings["data.name"]  # of this combination, which stays apart from those that have it
+    all_of_them.append(summaries.Combination({"data.name": "mnist"}, [], {}))
+    assert tables.label(settings, all_of_them) == "optimizer.name=adam, latent_dim=2"
+
+
+def test_models_of_different_classes_are_named_in_the_legend(tmp_path):
+    settings = [(-100.0 - number, 25.0, {"_target_": name}) for number, name in enumerate("AB")]
+    figure = charts.rate_distortion(combined(tmp_path, settings))
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "model._target_=A",
+        "model._target_=B",
+    ]
 
 
 def test_a_model_s_own_criterion_heads_the_table_and_sorts_it(tmp_path, monkeypatch, capsys):
@@ -527,7 +610,7 @@ def test_figures_of_version_0_1_are_refused_and_said_to_be_so(tmp_path, monkeypa
     content = json.loads(file.read_text())
     del content["described"]
     file.write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match="none of its 1 jobs is finished"):
+    with pytest.raises(SystemExit, match="none of its 1 jobs counts, as listed above"):
         typed("summarize", "runs", directory=tmp_path, patch=monkeypatch)
     assert re.search(
         r"damaged      runs/0 .*\n +metrics.json, ValueError: written by version 0\.1",
@@ -758,7 +841,8 @@ def test_a_summary_needs_no_torch_and_says_which_run_has_no_log(trained_sweep, t
         if line.startswith("import time:")
     }
     assert imported & {"torch", "lightning", "matplotlib"} == {"matplotlib"}
-    assert "no learning curve, since the log holds no val/elbo: runs/0\n" in finished.stdout
+    missing = "no learning curve, since no log that can be read holds val/elbo: runs/0\n"
+    assert missing in finished.stdout
     assert [
         line for line in finished.stderr.splitlines() if not line.startswith("import time:")
     ] == []

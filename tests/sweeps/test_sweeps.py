@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from conftest import LONG, SUBSET, typed
 from vae_lightning import VAEModule
 from vae_lightning.cli import multirun
 from vae_lightning.configuration import quoting
+from vae_lightning.configuration.hydra_settings import GuardedLoader
 from vae_lightning.sweeps import ledger
 from vae_lightning.training import experiment
 
@@ -65,7 +67,7 @@ def broken_off(tmp_path, monkeypatch, capsys):
 def test_a_job_that_fails_ends_itself_and_the_sweep_says_so_at_its_end(tmp_path, broken_off):
     _, error, shown = broken_off
     assert re.fullmatch(
-        r"error: 2 of 3 jobs failed: job 1, train/\S+ is nan .*; "
+        r"error: 2 of 3 jobs failed: job 1, train/\S+ is nan .* \(in outputs/multirun/\S+/1\); "
         r"job 2, model\.latent_dim=0: must be .*",
         error,
     )
@@ -197,6 +199,13 @@ REFUSALS = {
     "--multirun seed=1,2 +sweep=nosuch": "sweep=nosuch: not the directory of a sweep",
     "--multirun seed=1,2 sweep=": "sweep=: empty; type a path",
     "--multirun seed=1,2 hydra.sweep.dir=": "hydra.sweep.dir=: empty; type a path",
+    "--multirun seed=1,2 sweep=''": "sweep='': empty; type a path",
+    "--multirun seed=1,2 hydra.sweep.dir=''": "hydra.sweep.dir='': empty; type a path",
+    "--multirun seed=interval(1,2)": "seed=interval(1,2): names no values; list them",
+    "--multirun seed=range(3,3)": "seed=range(3,3): holds no value; type range(start,stop)",
+    "--multirun model=glob(x*)": "model=glob(x*): matches none of conditional, ",
+    "--multirun seed=1,2 hydra.sweep.subdir=.jobs": "hydra.sweep.subdir=.jobs: must name a folder",
+    "--multirun seed=1,2 hydra.sweep.subdir=.": "hydra.sweep.subdir=.: must name a folder",
     "--multirun seed=glob(*)": "seed=glob(*): ",
     "--multirun model.latent_dim=2,3 seed=choice()": "seed=choice()",
     "--multirun seed=1,2 hydra.sweep.subdir=../..": "hydra.sweep.subdir=",
@@ -300,6 +309,58 @@ def test_values_may_be_added_to_a_sweep_and_a_line_says_which(
     assert sorted(jobs_of(tmp_path)[1].values()) == [2, 3, 4]
 
 
+@pytest.mark.parametrize("content", ["", "hydra: {job: {config_name: other}}"])
+def test_another_program_s_multirun_yaml_is_not_overwritten(tmp_path, monkeypatch, content):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "multirun.yaml").write_text(content)
+    with pytest.raises(SystemExit, match=r"^error: sweep=theirs: not a sweep of train; its "):
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", "sweep=theirs")
+    assert contents(tmp_path) == {"theirs/multirun.yaml": content.encode()}
+
+
+def test_what_a_sweep_did_not_make_is_not_removed_with_it(tmp_path):
+    (tmp_path / "sweep" / ".submitit").mkdir(parents=True)
+    (tmp_path / "sweep" / ".submitit" / "mine").touch()
+    multirun._remove_if_idle(tmp_path / "sweep", tmp_path)
+    assert (tmp_path / "sweep" / ".submitit" / "mine").exists()
+
+
+def test_a_job_goes_on_on_another_processor_and_with_data_at_another_place(
+    swept_once, tmp_path, monkeypatch, capsys
+):
+    swept = continued(swept_once, tmp_path)
+    (tmp_path / swept / "1" / "metrics.json").unlink()
+    (tmp_path / "moved").symlink_to(Path(SUBSET[1].partition("=")[2]).absolute())
+    line = [SUBSET[0], "data.dir=moved", *QUICK, "model.latent_dim=2,3", "trainer.accelerator=cpu"]
+    typed("train", "--multirun", *line, f"sweep={swept}", directory=tmp_path, patch=monkeypatch)
+    assert "New in" not in capsys.readouterr().out
+    assert (tmp_path / swept / "1" / "metrics.json").exists()
+    stored = yaml.safe_load((tmp_path / swept / "1" / ".hydra" / "config.yaml").read_text())
+    assert stored["trainer"]["accelerator"] == "cpu"
+    assert stored["data"]["dir"] == str(tmp_path / "moved")
+    assert sorted(jobs_of(tmp_path)[1]) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, '{"described": 3}', '{"figures": {"a": NaN}}']
+)
+def test_damaged_figures_of_a_job_are_taken_again(swept_once, tmp_path, monkeypatch, content):
+    swept = continued(swept_once, tmp_path)
+    file = tmp_path / swept / "1" / "metrics.json"
+    before = json.loads(file.read_text())["figures"]
+    file.write_text(content)
+    sweep(tmp_path, monkeypatch, "model.latent_dim=2,3", f"sweep={swept}")
+    assert json.loads(file.read_text())["figures"] == before
+
+
+def test_damaged_figures_of_a_job_are_named_in_the_table(swept_once, tmp_path, monkeypatch):
+    swept = tmp_path / continued(swept_once, tmp_path)
+    (swept / "1" / "metrics.json").write_text("[" * 100_000)
+    monkeypatch.chdir(swept)
+    jobs = [ledger.Job([f"seed={number}"], "", swept / number) for number in "01"]
+    assert re.search(r"\n +1  seed=1 +1: its files are damaged: \w+Error: ", ledger.table(jobs))
+
+
 @pytest.mark.parametrize("place", ["0/train.log", ".jobs", "0/checkpoints"])
 def test_a_sweep_with_a_link_in_it_is_refused(swept_once, tmp_path, monkeypatch, place):
     swept = continued(swept_once, tmp_path)
@@ -341,6 +402,44 @@ def jobs_unchecked(name, typed):
 
 
 JOBS = multirun._jobs
+
+
+PHASES = {
+    "all jobs composed": (GuardedLoader, "load_sweep_config", 1, 0),
+    "the second job composed": (GuardedLoader, "load_sweep_config", 4, 1),
+    "compared": (multirun, "resolve", 1, 0),
+    "built": (experiment, "build", 1, 0),
+    "tested": (experiment, "test", 1, 0),
+}
+"""Where a signal comes: in which call of which function, and how many jobs are finished by then."""
+
+
+@pytest.mark.parametrize("how", ["turned into another error", "swallowed"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_that_a_library_hides_ends_the_sweep_all_the_same(
+    tmp_path, monkeypatch, capsys, phase, how
+):
+    place, name, call, finished = PHASES[phase]
+    function, calls = getattr(place, name), []
+
+    def signalled(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == call:
+            with suppress(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+            if how != "swallowed":
+                raise AttributeError("'NoneType' object has no attribute '_metadata'")
+        return function(*arguments, **settings)
+
+    monkeypatch.setattr(place, name, signalled)
+    with pytest.raises(SystemExit) as exit_:
+        sweep(tmp_path, monkeypatch, "model.latent_dim=2,3")
+    assert exit_.value.code == 143
+    assert "NoneType" not in capsys.readouterr().out
+    if phase == "tested" and how == "swallowed":
+        finished = 1  # and the sweep ends then
+    assert len(list(tmp_path.rglob("metrics.json"))) == finished
+    assert not list(tmp_path.glob("outputs/multirun/*/1"))
 
 
 def test_a_quick_pass_shows_no_figure_in_the_table(tmp_path, monkeypatch, capsys):

@@ -165,7 +165,7 @@ def learning_curves(curves: Sequence[tuple[Combination, Curve]], tried: int) -> 
             min(lowest, means[len(means) // 3 :].min()),
             max(highest, np.fmax(means + deviations, means).max()),
         )
-    space = 0.05 * (highest - lowest) or 1.0
+    space = 0.05 * (highest - lowest or abs(highest) or 20.0)
     axes.set_ylim(lowest - space, highest + space)
     _legend(figure, axes)
     return figure
