@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import re
+import shlex
 import signal
 from types import SimpleNamespace
 
@@ -155,8 +156,10 @@ def test_a_study_that_was_broken_off_goes_on_as_the_same_one(whole, tmp_path, mo
             in capsys.readouterr().out
         )
     monkeypatch.undo()
-    (tmp_path / "here" / "trials" / "5").rename(tmp_path / "here" / "trials" / "kept")
+    killed = sorted((tmp_path / "here" / "trials" / "5").rglob("*"))
     tune(tmp_path, monkeypatch, "trials=7", "study=here")
+    assert killed
+    assert sorted((tmp_path / "here" / "trials" / "5").rglob("*")) == killed
     assert outcomes(tmp_path / "here") == outcomes(whole)
     assert not ends
     assert (tmp_path / "here" / "experiment" / "best.yaml").read_text().count("latent_dim") == 1
@@ -314,6 +317,13 @@ def test_the_password_of_a_database_is_neither_shown_nor_written(tmp_path, monke
     )
     secret = "storage=postgresql://me:s3cret@nowhere/trials"
     tune(tmp_path, monkeypatch, "trials=1", "trainer.max_epochs=1", "study=here", secret)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "fit", lambda _: signal.raise_signal(signal.SIGTERM))
+        # As with PGPASSWORD: another way to the same database.
+        alone = ["trials=2", "trainer.max_epochs=1", secret.replace(":s3cret", "")]
+        assert refusal(tmp_path, patch, "study=here", *alone) == "143"
+    again = shlex.split(capsys.readouterr().out.rpartition("Go on with\n")[2])
+    assert "storage='postgresql://me@nowhere/trials'" in again
     error = refusal(tmp_path, monkeypatch, "study=here", "trials=2", secret, "seed=4")
     assert error.startswith("error: seed=4: the study in here was begun with 1; ")
     error = refusal(
@@ -425,5 +435,5 @@ def test_the_plan_of_a_study_is_checked_when_it_is_joined_as_if_it_were_typed(
     with pytest.raises(SystemExit) as exit_:
         typed("tune", "study=here", directory=tmp_path, patch=monkeypatch)
     assert str(exit_.value.code).startswith(
-        "error: callbacks.best._target_=os.system: not one of the allowed targets"
+        "error: study=here: callbacks.best._target_=os.system: not one of the allowed targets"
     )

@@ -167,3 +167,17 @@ def test_a_recipe_says_what_differs_and_nothing_of_where_the_data_lies(config):
         "callbacks": {"best": None},
         "logger": {"tensorboard": trial.logger.tensorboard},
     }
+
+
+VALUES = [None, True, 3, 1e-05, "learnt", "null", "1e3", "a,b", "it's", [8, 4], ["a b", None], []]
+VALUES += [{"eps": 1e-08, "name": "a b"}, [[8], [8, 4]], "${x}", -0.5]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=map(str, VALUES))
+def test_a_trial_s_value_is_written_as_hydra_reads_it(value):
+    typed = search_space.typed("model.x", value)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("train", [f"+{typed}"])
+    read = composed.model.x
+    assert (OmegaConf.to_container(read) if OmegaConf.is_config(read) else read) == value
+    assert type(read) is type(value) or OmegaConf.is_config(read)

@@ -101,13 +101,13 @@ def _table(
         best = sorted(completed, key=lambda each: each.values, reverse=upwards)
     rows = [["trial", *names, *searched.distributions, "directory"]]
     for each in best[:_SHOWN]:
+        directory = study.directory_of(each)
+        place = printable(directory) if directory.is_dir() else "elsewhere"
         figures, values = (
             (f"{value:.2f}" for value in each.values),
             searched.values(each.params).values(),
         )
-        rows.append(
-            [str(each.number), *figures, *map(shown, values), printable(study.directory_of(each))]
-        )
+        rows.append([str(each.number), *figures, *map(shown, values), place])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

@@ -325,7 +325,7 @@ class Search:
         Args:
             kept: the address that was typed when it was begun.
         """
-        if kept != self._address:
+        if _without_password(kept) != _without_password(self._address):
             where = (
                 f"in {printable(kept)}, so type its storage="
                 if kept
@@ -370,7 +370,9 @@ class Search:
             with stored.refusing(self.directory, "the study"):
                 self._take(plan)
         except ConfigurationError as error:
-            raise ConfigurationError(printable(error)) from error
+            said = printable(" ".join(str(error).splitlines()))
+            named = f"study={self.directory}: "
+            raise ConfigurationError(named + said.removeprefix(named)) from error
         with stored.refusing(self.directory, "the study"):
             if directions != [each.direction for each in self.objectives]:
                 raise ValueError("its directions are not those of its objectives")
@@ -412,10 +414,10 @@ class Search:
 
     @property
     def command(self) -> str:
-        """What goes on with the study."""
+        """What goes on with the study; a password is left to the driver's own ways to have it."""
         typed = [override("study", self.directory), f"trials={self.count}"]
-        if self._address is not None:
-            typed.append(override("storage", self._address))
+        if (address := _without_password(self._address)) is not None:
+            typed.append(override("storage", address))
         if self._data_dir is not None:
             typed.append(override("data.dir", self._data_dir))
         return command("tune", *typed)
@@ -537,6 +539,11 @@ class Search:
                 self.study, self.plan, self.space, self.objectives, self.criterion, self._data_dir
             )
         log.info("\n%s", text)
+
+
+def _without_password(address: str | None) -> str | None:
+    """Return an address as ``check_database`` shows it, without the stars for a password."""
+    return address and address.replace(":***@", "@")
 
 
 @contextmanager

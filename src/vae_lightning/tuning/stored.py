@@ -35,7 +35,7 @@ def refusing(directory: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ConfigurationError):
+    except ConfigurationError:
         raise
     except Exception as error:
         first, _, _ = str(error).strip().partition("\n")
