@@ -51,6 +51,17 @@ test-cluster:  ## run sweeps, processes and storage on a real SLURM, Ray and S3 
 	@test -x $(BIN)/python || { echo "No $(VENV) here: make setup first" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
 
+# On a GPU machine with an environment of its own, no other is made.
+GPU_PYTHON := $(shell test -x $(BIN)/python && echo $(BIN)/python || echo "$(PYTHON)")
+
+.PHONY: test-gpu
+test-gpu:  ## run the tests that ask for a CUDA GPU, in .venv or else in the environment that is active
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/gpu $(ARGS)
+
+.PHONY: bench-gpu
+bench-gpu:  ## measure the speed on the CUDA GPUs there are, against a bare loop, in the same environment
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
+
 .PHONY: setup
 setup: $(READY)  ## create .venv and install the project with its pinned dependencies
 

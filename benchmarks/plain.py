@@ -5,6 +5,7 @@ Shapes: ``N`` images, ``B`` images in a batch, ``D`` latent dimensions; an image
 
 import copy
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,44 +18,77 @@ BATCH = 128
 """Images in a training step."""
 
 
+def layers_of(model: VAE) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return copies of a model's layers: flat images to the head, latents to flat logits."""
+    encoder, decoder = copy.deepcopy(model.encoder), copy.deepcopy(model.decoder)
+    if hasattr(encoder, "layers"):
+        return encoder.layers, decoder.layers
+    maps = decoder.stem.output_shape
+    return (
+        nn.Sequential(
+            nn.Unflatten(-1, model.data.shape),
+            *encoder.convolutions,
+            nn.Flatten(),
+            *encoder.head.layers,
+        ),
+        nn.Sequential(
+            *decoder.stem.layers, nn.Unflatten(-1, maps), *decoder.convolutions, nn.Flatten()
+        ),
+    )
+
+
 class BareVAE(nn.Module):
-    """The default model with the weights of one of the project, as four layers and a loss."""
+    """A VAE with the layers and the weights of one of the project, and its loss: no more.
+
+    It stands for the unconditional Bernoulli models, trained by the bound with the KL in closed
+    form or by the importance-weighted bound.
+    """
 
     def __init__(self, model: VAE) -> None:
         """Copy the weights."""
         super().__init__()
-        encoder, decoder = model.encoder.layers, model.decoder.layers
-        self.encode, self.head, self.decode, self.pixels = (
-            copy.deepcopy(layers[number]) for layers in (encoder, decoder) for number in (0, 2)
-        )
+        self.encode, self.decode = layers_of(model)
+        self.weighted = model.estimator == "iwae"
 
     def loss(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return minus the bound with the KL in closed form, nats per image: the mean over images.
+        """Return minus the bound, nats per image: the mean over images.
 
         Args:
             images: grey levels as probabilities, ``[B, 784]`` in [0, 1].
-            noise: standard normal, ``[B, D]``.
+            noise: standard normal, ``[B, D]``; ``[S, B, D]`` for the importance-weighted bound.
         """
-        loc, log_variance = self.head(torch.relu(self.encode(images))).chunk(2, dim=1)
+        loc, log_variance = self.encode(images).chunk(2, dim=1)
         scale = (0.5 * log_variance).exp()
-        logits = self.pixels(torch.relu(self.decode(loc + scale * noise)))
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, images, reduction="sum")
-        kl = 0.5 * (loc * loc + scale * scale - 1 - log_variance).sum()
-        return (cross_entropy + kl) / len(images)
+        z = loc + scale * noise
+        logits = self.decode(z)
+        if not self.weighted:
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, images, reduction="sum")
+            kl = 0.5 * (loc * loc + scale * scale - 1 - log_variance).sum()
+            return (cross_entropy + kl) / len(images)
+        cross_entropies = F.binary_cross_entropy_with_logits(
+            logits, images.expand_as(logits), reduction="none"
+        ).sum(-1)
+        ratio = 0.5 * (noise * noise - z * z + log_variance).sum(-1)  # log p(z) − log q(z|x)
+        bounds = torch.logsumexp(ratio - cross_entropies, dim=0) - math.log(len(noise))
+        return -bounds.mean()
 
 
 class BareLoop:
     """Training with everything stripped: no logs, checkpoints, pictures or repeatable order."""
 
-    def __init__(self, model: VAE, images: Tensor) -> None:
+    def __init__(self, model: VAE, images: Tensor, batch: int = BATCH) -> None:
         """Take the weights to start from, and all images, on the device to train on.
 
         Args:
             model: whose weights are copied.
             images: ``[N, 784]``, uint8.
+            batch: images in a step.
         """
         self.images = images
-        self.latent_dim = model.latent_dim
+        self.batch = batch
+        self.drawn = model.data.values == "binary"
+        samples = (model.num_samples,) if model.estimator == "iwae" else ()
+        self.noise_shape = (*samples, batch, model.latent_dim)
         self.model = BareVAE(model).to(images.device)
         capturable = images.is_cuda  # lets a CUDA graph hold the update
         self.optimizer = torch.optim.Adam(
@@ -64,9 +98,10 @@ class BareLoop:
     def step(self, index: Tensor) -> None:
         """Take one step on the images of ``index``, ``[B]``."""
         images = self.images.index_select(0, index).float().div_(255)
-        loss = self.model.loss(
-            images, torch.randn(len(index), self.latent_dim, device=images.device)
-        )
+        if self.drawn:
+            images = torch.rand_like(images).lt(images).float()
+        shape = (*self.noise_shape[:-2], len(index), self.noise_shape[-1])
+        loss = self.model.loss(images, torch.randn(shape, device=images.device))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -76,6 +111,10 @@ class BareLoop:
         for index in batches:
             self.step(index)
 
+    def epoch(self) -> None:
+        """Take a step on each batch of a new order of all images."""
+        self.run(torch.randperm(len(self.images), device=self.images.device).split(self.batch))
+
 
 class GraphLoop(BareLoop):
     """The bare loop's step captured once as a CUDA graph, and replayed for each batch."""
@@ -83,7 +122,7 @@ class GraphLoop(BareLoop):
     def __init__(self, model: VAE, images: Tensor) -> None:
         """Warm up on another stream, as capturing needs, and capture."""
         super().__init__(model, images)
-        self.index = torch.zeros(BATCH, dtype=torch.int64, device=images.device)
+        self.index = torch.zeros(self.batch, dtype=torch.int64, device=images.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
