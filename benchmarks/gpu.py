@@ -23,11 +23,13 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from omegaconf import OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from plain import BATCH, BareLoop, GraphLoop
 from sides import compose, fit, multiply, synchronize
 from vae_lightning import VAE
+from vae_lightning.runs.processor import flush_denormals
 from vae_lightning.training import experiment
 from vae_lightning.training.trainer import quieten_lightning
 
@@ -38,12 +40,12 @@ CASES = {
     "default": (),
     "batches of 1,024": ("data.batch_size=1024",),
     "batches of 8,192": ("data.batch_size=8192",),
-    "model.compile=true": ("model.compile=true",),
     "convolutional": ("model=convolutional",),
     "convolutional, batches of 1,024": ("model=convolutional", "data.batch_size=1024"),
     "experiment=iwae, batches of 100": (
         "experiment=iwae", "data.batch_size=100", "callbacks=default",
     ),
+    "model.compile=true": ("model.compile=true",),
 }  # fmt: skip
 """What is measured, by the overrides of ``train``."""
 
@@ -66,7 +68,7 @@ class Traffic(Callback):
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._profiler = profile(activities=activities)
+        self._profiler = profile(activities=activities, acc_events=True)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
@@ -105,7 +107,8 @@ def bare(overrides: Sequence[str], graph: bool = False) -> tuple[BareLoop, int]:
     _, data = experiment.build_sketch(config := compose(*DIGITS, *overrides), 1)
     data.setup()
     multiply(data, TIMES)
-    settings = {key: value for key, value in config.model.items() if key != "_target_"}
+    settings: Any = OmegaConf.to_container(config.model)
+    del settings["_target_"]
     torch.manual_seed(1)
     model = VAE(data.spec, **(settings | {"compile": False}))
     images = data.x["train"][data.train_indices].flatten(1).cuda()
@@ -208,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         sys.exit("error: there is no CUDA GPU here")
     quieten_lightning()
+    flush_denormals()
     count = torch.cuda.device_count()
     print(f"{torch.cuda.get_device_name()}, {count} here; torch {torch.__version__}\n")
     print(

@@ -102,7 +102,7 @@ def test_the_commands_take_a_checkpoint_of_the_gpu(whole, tmp_path, command):
 
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
-    [("64-true", 1e-4), ("bf16-mixed", 2e-2), ("16-mixed", 2e-2)],
+    [("64-true", 1e-4), ("bf16-mixed", 2e-2), ("16-mixed", 5e-2)],  # whose first steps are skipped
 )
 def test_each_precision_trains(whole, tmp_path, precision, tolerance):
     other = train(tmp_path, *SMALL, "trainer.max_epochs=4", f"trainer.precision={precision}")
@@ -120,7 +120,6 @@ def test_each_precision_trains(whole, tmp_path, precision, tolerance):
         ("data.dequantize=true", "model.likelihood=gaussian"),
         ("model.likelihood=discretized_logistic", "model.pixel_scale=per_pixel"),
         ("optimizer.schedule=one_cycle", "trainer.accumulate_grad_batches=2"),
-        ("model.compile=true",),
     ],
     ids=lambda settings: settings[0],
 )
@@ -152,6 +151,29 @@ def test_a_loss_is_that_of_the_cpu_in_float64():
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("objective", ["sgvb_b", "sgvb_a", "iwae"])
+def test_a_compiled_loss_has_the_value_and_the_gradients_of_another(objective):
+    torch.manual_seed(0)
+    x, results = torch.rand(64, 1, 28, 28, device="cuda"), []
+    settings = {"objective": objective, "num_samples": 3}
+    plain = build_vae(**settings)
+    for model in (plain, build_vae(**settings, compile=True)):
+        model.load_state_dict(plain.state_dict())
+        model.cuda()
+        noise = TrainingNoise(1).of(0, 64, x.device)
+        loss = model.loss(Batch(x), noise, 0)[0].mean()
+        loss.backward()
+        results.append([loss.detach(), *(weight.grad for weight in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+
+
+def test_a_compiled_model_learns_as_another(whole, tmp_path):
+    compiled = train(tmp_path, *SMALL, "trainer.max_epochs=4", "model.compile=true")
+    elbo = figures_of(whole)["test/elbo"]
+    assert figures_of(compiled)["test/elbo"] == pytest.approx(elbo, rel=1e-2)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_between_logging_points_no_step_waits_for_the_device_or_copies_to_it(
     subset, tmp_path, accumulate
@@ -163,7 +185,7 @@ def test_between_logging_points_no_step_waits_for_the_device_or_copies_to_it(
         log_every_n_steps=40, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, callbacks=[traffic], accumulate_grad_batches=accumulate,
     ).fit(build_module(optimizer={"learning_rate": 1e-4}), subset)  # fmt: skip
-    assert traffic.calls["_BernoulliLogProb"] == 20
+    assert traffic.calls["aten::binary_cross_entropy_with_logits"] == 20
     assert traffic.calls["cudaLaunchKernel"] > 100
     assert "aten::_local_scalar_dense" not in traffic.calls  # what item() and tolist() call
     assert (traffic.copies, traffic.waits) == (0, 0)

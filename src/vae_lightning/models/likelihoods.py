@@ -49,6 +49,11 @@ class BernoulliImage(IndependentBernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p of images ``[..., C, H, W]``; gradients reach only the logits."""
         logits, value = torch.broadcast_tensors(self.logits, value)  # type: ignore[no-untyped-call]
+        # A GPU wants few kernels. Compiled for one by torch 2.11, the function below gave gradients
+        # of zero: it writes into its own buffers.
+        if logits.is_cuda or torch.compiler.is_compiling():
+            pixels = F.binary_cross_entropy_with_logits(logits, value, reduction="none")
+            return -pixels.flatten(-3).sum(-1)
         log_prob: Tensor = _BernoulliLogProb.apply(logits, value)
         return log_prob
 

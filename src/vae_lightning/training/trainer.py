@@ -160,7 +160,9 @@ def build_callbacks(config: DictConfig, module: VAEModule, validated: bool) -> l
 
 
 def choose_accelerator(name: str) -> str:
-    """Return Lightning's name of the accelerator: ``auto`` is CUDA or the CPU.
+    """Return the name of the accelerator, which is also torch's: ``cpu``, ``cuda`` or ``mps``.
+
+    ``auto`` is CUDA or the CPU, ``gpu`` is CUDA.
 
     Raises:
         ConfigurationError: there is none of that name, or not here.
@@ -178,7 +180,7 @@ def choose_accelerator(name: str) -> str:
         raise ConfigurationError(
             "trainer.accelerator=mps: no Apple GPU here; type trainer.accelerator=auto"
         )
-    return name
+    return "cuda" if name == "gpu" else name
 
 
 def refuse_empty_limits(trainer: Trainer, config: DictConfig, data: DataModule) -> None:
