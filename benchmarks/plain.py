@@ -119,9 +119,9 @@ class BareLoop:
 class GraphLoop(BareLoop):
     """The bare loop's step captured once as a CUDA graph, and replayed for each batch."""
 
-    def __init__(self, model: VAE, images: Tensor) -> None:
+    def __init__(self, model: VAE, images: Tensor, batch: int = BATCH) -> None:
         """Warm up on another stream, as capturing needs, and capture."""
-        super().__init__(model, images)
+        super().__init__(model, images, batch)
         self.index = torch.zeros(self.batch, dtype=torch.int64, device=images.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -134,7 +134,7 @@ class GraphLoop(BareLoop):
             self.step(self.index)
 
     def run(self, batches: Sequence[Tensor]) -> None:
-        """Replay the step for each batch of ``BATCH`` indices."""
+        """Replay the step for each batch, all of one size."""
         for index in batches:
             self.index.copy_(index)
             self.graph.replay()

@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from conftest import SUBSET, build_module, build_vae, run
+from conftest import SUBSET, build_module, build_vae, evaluated, run, train_in, typed
 from gpu import Traffic
 from plain import GraphLoop
 from vae_lightning import Batch, SamplingNoise
@@ -19,14 +19,7 @@ if not torch.cuda.is_available():
     pytest.exit("There is no CUDA GPU here", returncode=1)
 
 GPU = "trainer.accelerator=gpu"
-SMALL = (*SUBSET, GPU, "callbacks=minimal", "logger=none", "data.batch_size=64")
-
-
-def train(directory, *arguments):
-    """Train as a user does, and return the run's directory."""
-    done = run("train", *arguments, cwd=directory)
-    assert done.returncode == 0, done.stderr
-    return max((directory / "outputs" / "train").iterdir())
+SMALL = (GPU, "callbacks=minimal", "logger=none", "data.batch_size=64")
 
 
 def weights_of(run_directory, name="last.ckpt"):
@@ -47,7 +40,7 @@ def same(weights, others):
 def whole(tmp_path_factory):
     """A run of four epochs on the GPU, with pictures and dashboards."""
     directory = tmp_path_factory.mktemp("whole")
-    return train(directory, *SUBSET, GPU, "data.batch_size=64", "trainer.max_epochs=4")
+    return train_in(directory, GPU, "data.batch_size=64", "trainer.max_epochs=4")
 
 
 def test_a_run_names_its_device_and_learns(whole):
@@ -58,46 +51,41 @@ def test_a_run_names_its_device_and_learns(whole):
 
 
 def test_the_same_run_comes_to_the_same_weights(whole, tmp_path):
-    again = train(tmp_path, *SMALL, "trainer.max_epochs=4")
+    again = train_in(tmp_path, *SMALL, "trainer.max_epochs=4")
     assert same(weights_of(again), weights_of(whole))
 
 
-def test_a_run_that_is_resumed_comes_to_the_same_weights(whole, tmp_path):
-    first = train(tmp_path, *SMALL, "trainer.max_epochs=2")
+def test_a_run_that_is_resumed_comes_to_the_same_weights(whole, tmp_path, monkeypatch):
+    first = train_in(tmp_path, *SMALL, "trainer.max_epochs=2")
     assert not same(weights_of(first), weights_of(whole))
-    done = run("train", f"resume={first}", "trainer.max_epochs=4", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    line = (f"resume={first}", "trainer.max_epochs=4")
+    typed("train", *line, directory=tmp_path, patch=monkeypatch)
     assert same(weights_of(first), weights_of(whole))
 
 
-def test_a_checkpoint_of_the_gpu_has_the_same_figures_on_the_cpu(whole, tmp_path):
+def test_a_checkpoint_of_the_gpu_has_the_same_figures_on_the_cpu(whole, tmp_path, monkeypatch):
     figures = []
     for device in ("gpu", "cpu"):
-        directory = tmp_path / device
+        (tmp_path / device).mkdir()
         settings = (f"trainer.accelerator={device}", "metrics=[bound,log_marginal]", "samples=100")
-        done = run(
-            "evaluate", f"checkpoint={whole}", *settings, SUBSET[1],
-            f"hydra.run.dir={directory}", cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        figures.append(figures_of(directory))
+        measured = evaluated(whole, tmp_path / device, monkeypatch, *settings)
+        figures.append(measured["figures"])
     ours, theirs = figures
-    assert ours.keys() == theirs.keys()
     for name in ("test/elbo", "test/log_likelihood", "test/kl", "test/log_marginal"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
 def test_the_gpu_trains_to_what_the_cpu_does(whole, tmp_path):
     line = [each for each in SMALL if each != GPU]
-    cpu = train(tmp_path, *line, "trainer.accelerator=cpu", "trainer.max_epochs=4")
+    cpu = train_in(tmp_path, *line, "trainer.accelerator=cpu", "trainer.max_epochs=4")
     assert figures_of(cpu)["test/elbo"] == pytest.approx(figures_of(whole)["test/elbo"], abs=0.5)
 
 
 @pytest.mark.parametrize("command", ["sample", "visualize", "encode"])
-def test_the_commands_take_a_checkpoint_of_the_gpu(whole, tmp_path, command):
+def test_the_commands_take_a_checkpoint_of_the_gpu(whole, tmp_path, monkeypatch, command):
     data = () if command == "sample" else (SUBSET[1],)
-    done = run(command, f"checkpoint={whole}", *data, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    typed(command, f"checkpoint={whole}", *data, directory=tmp_path, patch=monkeypatch)
+    assert any((tmp_path / "outputs" / command).glob("*/*"))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +93,7 @@ def test_the_commands_take_a_checkpoint_of_the_gpu(whole, tmp_path, command):
     [("64-true", 1e-4), ("bf16-mixed", 2e-2), ("16-mixed", 5e-2)],  # whose first steps are skipped
 )
 def test_each_precision_trains(whole, tmp_path, precision, tolerance):
-    other = train(tmp_path, *SMALL, "trainer.max_epochs=4", f"trainer.precision={precision}")
+    other = train_in(tmp_path, *SMALL, "trainer.max_epochs=4", f"trainer.precision={precision}")
     elbo = figures_of(whole)["test/elbo"]
     assert figures_of(other)["test/elbo"] == pytest.approx(elbo, rel=tolerance)
 
@@ -128,7 +116,7 @@ def test_each_model_and_protocol_trains_and_is_the_same_again(tmp_path, settings
     runs = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        runs.append(train(tmp_path / name, *line))
+        runs.append(train_in(tmp_path / name, *line))
     first, second = (figures_of(each) for each in runs)
     assert first["test/elbo"] == pytest.approx(second["test/elbo"], rel=1e-3)
     if settings[0] != "model=convolutional":  # cuDNN may add in any order
@@ -169,7 +157,7 @@ def test_a_compiled_loss_has_the_value_and_the_gradients_of_another(objective):
 
 
 def test_a_compiled_model_learns_as_another(whole, tmp_path):
-    compiled = train(tmp_path, *SMALL, "trainer.max_epochs=4", "model.compile=true")
+    compiled = train_in(tmp_path, *SMALL, "trainer.max_epochs=4", "model.compile=true")
     elbo = figures_of(whole)["test/elbo"]
     assert figures_of(compiled)["test/elbo"] == pytest.approx(elbo, rel=1e-2)
 
@@ -210,7 +198,7 @@ def test_a_signal_saves_a_run_on_the_gpu_and_it_goes_on(whole, tmp_path):
         "sys.argv[0] = 'train'\n"
         "train.main()\n"
     )
-    line = [sys.executable, "-c", script, *SMALL, "trainer.max_epochs=4"]
+    line = [sys.executable, "-c", script, *SUBSET, *SMALL, "trainer.max_epochs=4"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 143, done.stderr
     [stopped] = (tmp_path / "outputs" / "train").iterdir()
@@ -222,5 +210,5 @@ def test_a_signal_saves_a_run_on_the_gpu_and_it_goes_on(whole, tmp_path):
 def test_two_gpus_come_to_what_one_does(whole, tmp_path):
     line = [each for each in SMALL if each != "data.batch_size=64"]
     two = ("trainer=ddp", "trainer.devices=2", "data.batch_size=32", "trainer.max_epochs=4")
-    both = train(tmp_path, *line, *two)
+    both = train_in(tmp_path, *line, *two)
     assert figures_of(both)["test/elbo"] == pytest.approx(figures_of(whole)["test/elbo"], abs=0.1)
