@@ -8,6 +8,7 @@ import lightning
 import torch
 
 from vae_lightning import __version__
+from vae_lightning.models.linear import products
 from vae_lightning.runs.processor import denormals
 
 
@@ -54,7 +55,8 @@ def _git(directory: Path, *arguments: str) -> str:
 def envelope(device: torch.device) -> dict[str, str | int]:
     """Return what a result's last bit depends on in addition to the code.
 
-    That is versions, device, threads, the processor's instructions, and how it takes denormals.
+    That is versions, device, threads, the processor's instructions, the library that multiplies on
+    it, and how it takes denormals.
     """
     return {
         "torch": str(torch.__version__),
@@ -62,5 +64,6 @@ def envelope(device: torch.device) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "products": products(),
         "denormals": denormals(),
     }

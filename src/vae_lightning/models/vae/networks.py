@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae_lightning.models.base import LEVELS, Batch
+from vae_lightning.models.linear import Linear
 
 Activation = Literal["relu", "tanh", "softplus", "silu"]
 NetworkName = Literal["mlp", "convolutional"]
@@ -32,7 +33,7 @@ def _layers(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
     return [
         layer
         for n, m in itertools.pairwise(widths)
-        for layer in (nn.Linear(n, m), _ACTIVATIONS[activation]())
+        for layer in (Linear(n, m), _ACTIVATIONS[activation]())
     ]
 
 
@@ -79,7 +80,7 @@ class MLPEncoder(nn.Module):
         super().__init__()
         widths = [math.prod(image_shape) + num_classes, *hidden_dims]
         self.layers = nn.Sequential(
-            *_layers(widths, activation), nn.Linear(widths[-1], 2 * latent_dim)
+            *_layers(widths, activation), Linear(widths[-1], 2 * latent_dim)
         )
         self.posterior_scale = posterior_scale
         self.num_classes = num_classes
@@ -120,7 +121,7 @@ class MLPDecoder(nn.Module):
         super().__init__()
         widths = [latent_dim + num_classes, *hidden_dims]
         self.layers = nn.Sequential(
-            *_layers(widths, activation), nn.Linear(widths[-1], math.prod(output_shape))
+            *_layers(widths, activation), Linear(widths[-1], math.prod(output_shape))
         )
         self.output_shape = tuple(output_shape)
         self.num_classes = num_classes
