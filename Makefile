@@ -119,8 +119,10 @@ results: $(READY)  ## run the campaigns of docs/results.md again, into outputs/r
 	    hydra.run.dir=$(RESULTS)/$${model}_measured || exit 1; done
 	$(BIN)/python benchmarks/estimator_variance.py $(RESULTS)/vae
 
+BENCH := $(VENV)/.bench
+
 .PHONY: bench
-bench: $(READY)  ## measure the speed as ratios, side by side; some of it with ROWS=step,epoch, a short form with QUICK=1
+bench: $(BENCH)  ## measure the speed as ratios, side by side; some of it with ROWS=step,epoch, a short form with QUICK=1
 	$(BIN)/python benchmarks/bench.py $(if $(ROWS),--rows '$(ROWS)') $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: chaos
@@ -144,6 +146,11 @@ $(READY): pyproject.toml constraints.txt $(STALE)
 # What only the documentation needs, on top of it.
 $(DOCS): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[docs]' --constraint constraints.txt
+	@touch $@
+
+# JAX, which the project is held against.
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --root-user-action=ignore --editable '.[bench]' --constraint constraints.txt
 	@touch $@
 
 # Playwright's package brings no browser; the tests say what to install where they find none.

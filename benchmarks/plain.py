@@ -19,8 +19,14 @@ BATCH = 128
 
 
 def layers_of(model: VAE) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return copies of a model's layers: flat images to the head, latents to flat logits."""
+    """Return copies of a model's layers: flat images to the head, latents to flat logits.
+
+    The fully connected ones are torch's own.
+    """
     encoder, decoder = copy.deepcopy(model.encoder), copy.deepcopy(model.decoder)
+    for layer in itertools.chain(encoder.modules(), decoder.modules()):
+        if isinstance(layer, nn.Linear):
+            layer.__class__ = nn.Linear
     if hasattr(encoder, "layers"):
         return encoder.layers, decoder.layers
     maps = decoder.stem.output_shape

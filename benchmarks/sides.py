@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
@@ -44,6 +45,7 @@ JOBS = 4
 """Of the sweep that is run on two cores."""
 
 EXAMPLE = str(Path(__file__).with_name("example.py"))
+RIVALS = str(Path(__file__).with_name("rivals.py"))
 TRAIN = ("-m", "vae_lightning.train")
 FIRST_STEP = (
     "import os; from vae_lightning import VAEModule, train; "
@@ -56,6 +58,17 @@ PEAK = (
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 )
 """Runs a command and prints its peak memory; a small process, whose own size the peak includes."""
+
+TERMINAL = (
+    "import os, pty, signal, sys, time; "
+    "started = time.perf_counter(); "
+    "child, terminal = pty.fork(); "
+    "child or os.execv(sys.argv[1], sys.argv[1:]); "
+    "seen = os.read(terminal, 100); "
+    "print((time.perf_counter() - started) * bool(seen)); "
+    "os.kill(child, signal.SIGKILL)"
+)
+"""Runs a command in a terminal and prints after how many seconds it shows something."""
 
 Side = Callable[[], float]
 
@@ -161,6 +174,46 @@ def timed_alone(work: Callable[[], object]) -> float:
         return timed(work)
 
 
+class Rival:
+    """A loop written by hand, in a process of its own: see ``rivals.py``.
+
+    Attributes:
+        compiling: seconds that it compiled.
+    """
+
+    def __init__(self, kind: str, images: Path) -> None:
+        """Start it, on as many cores as torch has threads here.
+
+        Raises:
+            RowFailed: it can't run here.
+        """
+        command: list[str] = [sys.executable, RIVALS, kind, str(images)]
+        cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+        os.sched_setaffinity(0, sorted(cores)[:threads])  # JAX takes all there are
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            )  # fmt: skip
+        finally:
+            os.sched_setaffinity(0, cores)
+        self.compiling: float = self._answer()
+
+    def seconds(self, epochs: int) -> float:
+        """Train anew for so many epochs, and return the median seconds of those after the first."""
+        assert self._process.stdin
+        print(epochs, file=self._process.stdin, flush=True)
+        return statistics.median(self._answer()[1:])
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        assert self._process.stderr
+        if not (line := self._process.stdout.readline()):
+            last = self._process.stderr.read().strip().splitlines()[-1:]
+            raise RowFailed("".join(last))
+        return json.loads(line)
+
+
 class Bench:
     """The data, a model with initial weights, and ways to run what is measured.
 
@@ -176,11 +229,22 @@ class Bench:
         self.data_dir = str(self.data.folder.parents[1].absolute())
         self.data.prepare_data()
         self.data.setup()
+        self.notes: list[str] = []
 
-    def model(self) -> VAE:
-        """Return the default model with its first weights."""
+    def model(self, **settings: Any) -> VAE:
+        """Return the default model, or one of other settings, with its first weights."""
         torch.manual_seed(1)
-        return VAE(self.data.spec)
+        return VAE(self.data.spec, **settings)
+
+    def rival(self, kind: str) -> Rival:
+        """Start a loop written by hand, on the images that a default run trains on."""
+        file = self.directory / "images.npy"
+        images = self.data.x["train"][self.data.train_indices].flatten(1)
+        np.save(file, images[: 100 * BATCH if self.quick else None].numpy())
+        rival = Rival(kind, file)
+        if rival.compiling:
+            self.notes.append(f"{kind}: {rival.compiling:.1f} s of compiling, not counted")
+        return rival
 
     def images(self) -> Tensor:
         """Return the training file's images on the device, ``[N, 784]``, uint8."""
@@ -287,10 +351,38 @@ def multiply(data: MNISTDataModule, times: int) -> None:
 # -- the rows -----------------------------------------------------------------------------------
 
 
-def step(bench: Bench) -> tuple[Side, Side]:
-    """A training step against that of a bare loop."""
-    loop, batches = BareLoop(bench.model(), bench.images()), bench.batches()
-    return bench.step_seconds, lambda: timed_alone(lambda: loop.run(batches)) / len(batches)
+def rival(bench: Bench, kind: str) -> tuple[Side, Side]:
+    """An epoch's training against that of a loop written by hand."""
+    other, epochs = bench.rival(kind), 2 if bench.quick else MEASURED
+    return lambda: bench.fit().seconds, lambda: other.seconds(epochs)
+
+
+def model(bench: Bench, overrides: Sequence[str], epochs: int, batches: int) -> tuple[Side, Side]:
+    """A step of another model against a bare loop with the same layers.
+
+    Args:
+        bench: what the rows share.
+        overrides: what ``train`` is told.
+        epochs: how many a side fits; the first isn't counted.
+        batches: in an epoch; quick: a tenth.
+    """
+    config = compose(f"data.dir={bench.data_dir}", *overrides)
+    _, data = experiment.build_sketch(config, 1)
+    settings: Any = OmegaConf.to_container(config.model)
+    del settings["_target_"]
+    loop = BareLoop(VAE(data.spec, **settings), bench.images(), data.batch_size)
+    count = batches // 10 if bench.quick else batches
+    limits = (f"trainer.limit_train_batches={count}", "trainer.limit_val_batches=1")
+
+    def ours() -> float:
+        run = (*overrides, *limits, f"data.dir={bench.data_dir}")
+        return fit(bench.directory, *run, epochs=epochs).seconds_of_step
+
+    def theirs() -> float:
+        order = torch.randperm(len(loop.images), device=bench.device).split(loop.batch)[:count]
+        return timed_alone(lambda: loop.run(order)) / count
+
+    return ours, theirs
 
 
 def products(bench: Bench) -> tuple[Side, Side]:
@@ -408,6 +500,17 @@ def memory(bench: Bench) -> tuple[Side, Side]:
         return unit * float(bench.process("-c", PEAK, sys.executable, *command)[1])
 
     return lambda: peak(ours), lambda: peak(theirs)
+
+
+def first_line(bench: Bench) -> tuple[Side, Side]:
+    """The way to a command's first line on a terminal, against a second."""
+
+    def ours() -> float:
+        if not (seconds := float(bench.process("-c", TERMINAL, sys.executable, *TRAIN)[1])):
+            raise RowFailed("a terminal showed nothing")
+        return seconds
+
+    return ours, lambda: 1.0
 
 
 def logging(bench: Bench) -> tuple[Side, Side]:

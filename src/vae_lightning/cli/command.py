@@ -121,6 +121,8 @@ def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
             os.environ.pop(
                 "HYDRA_FULL_ERROR"
             )  # or processes that the task starts would take it for the user's
+            if name != "summarize" and sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
+                print("Loading PyTorch …", file=sys.stderr, flush=True)  # summarize needs none
             task(config)
         except BaseException as error:
             remove_if_empty(Path(HydraConfig.get().runtime.output_dir), standing)
