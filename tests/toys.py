@@ -147,14 +147,17 @@ class Clusters(DiscreteModel):
     def sample(self, n, noise, y=None, temperature=1.0):
         return self.decode_codes(noise.integers(self.codes)[:, None].to(self.means.device))
 
-    def encode(self, batch):
-        return {"code": self.nearest(batch.x)[:, None]}
+    def embed(self, batch):
+        return batch.x.flatten(1)[:, None]
 
-    def reconstruct(self, batch):
-        return self.decode_codes(self.encode(batch)["code"])
+    def scores(self, embedded):
+        return -torch.cdist(embedded, self.means.flatten(1)).square()
 
     def decode_codes(self, code):
         return (self.scale * self.means[code[:, 0]]).clamp(0, 1)
+
+    def log_likelihood_of(self, batch, code):
+        return -(batch.x - self.scale * self.means[code[..., 0]]).square().flatten(2).sum(2)
 
 
 class Colours(DataModule):

@@ -378,11 +378,35 @@ class LatentModel(Autoencoder):
 
 
 class DiscreteModel(Autoencoder):
-    """A model whose code is a grid of whole numbers below ``codes``, of shape ``code_shape``."""
+    """A model whose code is a grid of whole numbers below ``codes``, of shape ``code_shape``.
+
+    q(code|x) takes each position by itself: ∝ exp(score / τ) at a temperature τ. At τ = 0 it is
+    the code with the highest score.
+    """
 
     codes: int
     code_shape: tuple[int, ...]
 
     @abstractmethod
+    def embed(self, batch: Batch) -> Tensor:
+        """Return what the encoder makes of each example, ``[B, *code_shape, D]``."""
+
+    @abstractmethod
+    def scores(self, embedded: Tensor) -> Tensor:
+        """Return the score of each code, ``[..., K]``, for embedded positions ``[..., D]``."""
+
+    @abstractmethod
     def decode_codes(self, code: Tensor) -> Tensor:
         """Return an example for each grid of codes ``[n, *code_shape]``: ``[n, ...]``."""
+
+    @abstractmethod
+    def log_likelihood_of(self, batch: Batch, code: Tensor) -> Tensor:
+        """Return log p(x|code) at grids of codes ``[S, B, *code_shape]``: ``[S, B]``."""
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the code of each example with the highest scores: ``code``."""
+        return {"code": self.scores(self.embed(batch)).argmax(-1)}
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Decode the code of each example, ``[B, ...]``."""
+        return self.decode_codes(self.encode(batch)["code"])
