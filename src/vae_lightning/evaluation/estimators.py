@@ -67,6 +67,17 @@ def active(posterior_means: Tensor) -> Tensor:
     return posterior_means.double().var(dim=0) > ACTIVE_VARIANCE
 
 
+def code_use(counts: Tensor) -> dict[str, float]:
+    """Return how many codes are in use, and their perplexity, given each one's count ``[K]``.
+
+    The perplexity is exp of the entropy of the codes' shares: K if all are used alike (van den Oord
+    et al., arXiv:1711.00937).
+    """
+    shares = counts.double() / counts.sum()
+    entropy = -torch.xlogy(shares, shares).sum()
+    return {"codes_in_use": int((counts > 0).sum()), "perplexity": entropy.exp().item()}
+
+
 def bits_per_dimension(log_probability: float, pixels: int, density: bool) -> float:
     """Return −log p(x) in bits for each pixel.
 

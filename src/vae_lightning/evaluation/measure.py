@@ -12,10 +12,11 @@ from vae_lightning.data.batches import Batches
 from vae_lightning.evaluation.estimators import (
     ImportanceEstimate,
     active,
+    code_use,
     log_aggregate_posterior,
     standard_error,
 )
-from vae_lightning.models.base import Batch, Figure, LatentModel, Model
+from vae_lightning.models.base import Batch, DiscreteModel, Figure, LatentModel, Model
 from vae_lightning.models.distributions import DiagonalNormal
 from vae_lightning.models.noise import EvaluationNoise, SamplingNoise
 
@@ -24,6 +25,8 @@ Metric = Literal["bound", "log_marginal", "active_units", "mutual_information", 
 FIGURES: Mapping[str, Figure] = {
     "log_marginal": Figure("log p(x)"),
     "active_units": Figure("active latents", "", "none"),
+    "codes_in_use": Figure("codes in use", ""),
+    "perplexity": Figure("perplexity", ""),
     "mutual_information": Figure("I(x; z)", better="none"),
     "aggregate_posterior_kl": Figure("KL(q(z), p(z))", better="min"),
     "bits_per_dimension": Figure("bits/dimension", "bits", "min"),
@@ -39,9 +42,9 @@ def missing(metric: Metric, model: Model) -> str:
     """Return why a metric can't be measured of a model; empty: it can."""
     if metric in ("bound", "sample_quality"):
         return ""
-    if not isinstance(model, LatentModel):
-        return "the model has no continuous latents"
-    return ""
+    if metric == "active_units" and isinstance(model, DiscreteModel):
+        return ""
+    return "" if isinstance(model, LatentModel) else "the model has no continuous latents"
 
 
 @torch.inference_mode()
@@ -55,10 +58,10 @@ def evaluate(
         batches: the split.
         metrics: ``bound``: the model's own figures; ``log_marginal``: log p(x) by importance
             sampling; ``active_units``: which latents the model uses, and the KL of each where it
-            is known; ``mutual_information``: of example and latent, and the KL of the aggregate
-            posterior q(z), the mean of q(z|x) over the split, to the prior (Hoffman & Johnson
-            2016, "ELBO surgery"), for Gaussian posteriors. A model without what a metric needs
-            goes without it: see ``missing``.
+            is known, or how many codes, and their perplexity; ``mutual_information``: of example
+            and latent, and the KL of the aggregate posterior q(z), the mean of q(z|x) over the
+            split, to the prior (Hoffman & Johnson 2016, "ELBO surgery"), for Gaussian posteriors.
+            A model without what a metric needs goes without it: see ``missing``.
         samples: importance samples per example.
         memory_mb: about how much memory the decoded samples may take.
 
@@ -88,6 +91,9 @@ def evaluate(
     if "point" in values:
         figures["active_units"] = int(active(values["point"]).sum())
         figures["latents"] = values["point"].shape[1]
+    if "code" in values and isinstance(model, DiscreteModel):
+        counts = torch.bincount(values["code"].long().flatten(), minlength=model.codes)
+        figures |= code_use(counts) | {"codes": model.codes}
     if "kl_per_dimension" in values:
         figures["kl_per_dimension"] = values["kl_per_dimension"].mean(0).tolist()
     if "loc" in values:
@@ -117,6 +123,8 @@ def _measure(
     values: dict[str, Tensor] = {}
     if "bound" in metrics:
         values |= model.measure(batch, EvaluationNoise(batch.indices))
+    if isinstance(model, DiscreteModel) and "active_units" in metrics:
+        values["code"] = model.encode(batch)["code"]
     if isinstance(model, LatentModel):
         if "active_units" in metrics:
             values["point"] = model.point(batch)

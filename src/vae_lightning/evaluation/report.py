@@ -133,6 +133,9 @@ def _rows(
             f"{figures['active_units']} of {figures['latents']}: "
             f"variance of the mean above {ACTIVE_VARIANCE}"
         )
+    if "codes_in_use" in figures:
+        in_use, perplexity = f"{figures['codes_in_use']}", f"{figures['perplexity']:.1f}"
+        rows[labels["codes_in_use"]] = f"{in_use} of {figures['codes']}, perplexity {perplexity}"
     if "kl_per_dimension" in figures:
         kls = sorted(figures["kl_per_dimension"], reverse=True)
         shown = [f"{kl:.2f}" for kl in kls if kl >= 0.01]

@@ -410,3 +410,15 @@ class DiscreteModel(Autoencoder):
     def reconstruct(self, batch: Batch) -> Tensor:
         """Decode the code of each example, ``[B, ...]``."""
         return self.decode_codes(self.encode(batch)["code"])
+
+
+def draw_codes(scores: Tensor, noise: Noise, temperature: float, samples: int = 1) -> Tensor:
+    """Return codes drawn ∝ exp(score / τ) from scores ``[B, *grid, K]``: ``[S, B, *grid]``.
+
+    The largest of the scores with Gumbel noise is such a draw. At τ = 0 it is the highest score.
+    """
+    if not temperature:
+        return scores.argmax(-1).expand(samples, *scores.shape[:-1])
+    uniform = noise.uniform(*scores.shape[1:], samples=samples).to(scores)
+    gumbel = -(-uniform.clamp_(min=torch.finfo(uniform.dtype).tiny).log()).log()
+    return (scores / temperature + gumbel).argmax(-1)

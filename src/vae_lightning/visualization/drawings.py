@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data.datamodule import DataModule
-from vae_lightning.models.base import Autoencoder, Batch, LatentModel, Model
+from vae_lightning.models.base import Autoencoder, Batch, DiscreteModel, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.visualization import grids
 
@@ -61,6 +61,16 @@ def encode(model: LatentModel, batches: Iterable[Batch]) -> Encoded:
         torch.cat(points),
         torch.cat(kls).mean(0).cpu() if kls else None,
     )
+
+
+@torch.no_grad()
+def count_codes(model: DiscreteModel, batches: Iterable[Batch]) -> Tensor:
+    """Return how often each code stands for a position of the examples, ``[K]``."""
+    counts = torch.zeros(model.codes, dtype=torch.int64)
+    for batch in batches:
+        code = model.encode(model.take(batch))["code"]
+        counts += torch.bincount(code.flatten().cpu(), minlength=model.codes)
+    return counts
 
 
 def missing(name: Drawing, model: Model) -> str:

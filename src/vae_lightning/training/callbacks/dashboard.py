@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.utils.tensorboard.summary import hparams
 
 from vae_lightning.data.modality import png
-from vae_lightning.models.base import LatentModel, Model
+from vae_lightning.models.base import DiscreteModel, LatentModel, Model
 from vae_lightning.runs import atomic_files
 from vae_lightning.runs.loggers import EventWriter, RunLogger
 from vae_lightning.runs.provenance import versions
@@ -42,6 +42,8 @@ def measured(model: Model) -> list[str]:
     figures = [f"test/{name}" for name in names]
     if isinstance(model, LatentModel):
         figures.append("test/active_units")
+    if isinstance(model, DiscreteModel):
+        figures += ["test/codes_in_use", "test/perplexity"]
     figures += [f"test/{name}" for name in model.figures if name not in (*names, "loss")]
     if isinstance(model, LatentModel):
         figures.append("evaluate/test/log_marginal")

@@ -1,6 +1,7 @@
-"""Which latents a model uses while it trains, and a warning when it stops using them."""
+"""Which latents or codes a model uses while it trains, and a warning when it stops."""
 
 import logging
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ConfigDict, PositiveInt, validate_call
 from torch import Tensor
 
-from vae_lightning.evaluation.estimators import active
-from vae_lightning.models.base import LatentModel, Model
+from vae_lightning.evaluation.estimators import active, code_use
+from vae_lightning.models.base import DiscreteModel, LatentModel, Model
 from vae_lightning.training.callbacks.looking import Look, data_of, model_of
-from vae_lightning.visualization.drawings import encode
+from vae_lightning.visualization.drawings import count_codes, encode
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ _REMEDIES = (
 class LatentUse(Look):
     """Logs the KL of each latent as a histogram and the number of active latents.
 
-    It warns once if they collapse.
+    It warns once if they collapse. Of a model with discrete codes it logs how many are in use, and
+    their perplexity.
     """
 
     @validate_call(config=ConfigDict(strict=True))
@@ -51,7 +53,8 @@ class LatentUse(Look):
 
     def missing(self, model: Model) -> str:
         """Return why a model has no such figures; empty: it has them."""
-        return "" if isinstance(model, LatentModel) else "the model has no continuous latents"
+        has = isinstance(model, LatentModel | DiscreteModel)
+        return "" if has else "the model has neither latents nor codes"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the warning depends on, for a run that is resumed."""
@@ -69,11 +72,18 @@ class LatentUse(Look):
 
     def look(self, trainer: Trainer, model: Model, epoch: int) -> None:
         """Look at the posteriors of the first validation examples, always the same."""
+        if isinstance(model, DiscreteModel):
+            self._log(
+                trainer,
+                code_use(count_codes(model, [data_of(trainer).examples(self.count)])),
+                "latents/",
+            )
+            return
         assert isinstance(model, LatentModel)
         encoded = encode(model, [data_of(trainer).examples(self.count)])
         step, count = trainer.global_step, int(active(encoded.point).sum())
+        self._log(trainer, {"active_units": count}, "latents/")
         for logger in trainer.loggers:
-            logger.log_metrics({"latents/active_units": count}, step=step)
             if isinstance(logger, TensorBoardLogger) and encoded.kl is not None:
                 logger.experiment.add_histogram("latents/kl", encoded.kl, step)
         if encoded.kl is not None:
@@ -82,13 +92,21 @@ class LatentUse(Look):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the number of active latents, over the examples that were tested."""
         model = model_of(pl_module)
-        if not trainer.is_global_zero or not isinstance(model, LatentModel):
+        if not trainer.is_global_zero or self.missing(model):
             return
         examples: Any = trainer.test_dataloaders
         tested = islice(examples.of_all(), int(trainer.num_test_batches[0]))
+        if isinstance(model, DiscreteModel):
+            self._log(trainer, code_use(count_codes(model, tested)), "test/")
+            return
+        assert isinstance(model, LatentModel)
         count = int(active(encode(model, tested).point).sum())
+        self._log(trainer, {"active_units": count}, "test/")
+
+    def _log(self, trainer: Trainer, figures: Mapping[str, float], prefix: str) -> None:
+        named = {f"{prefix}{name}": value for name, value in figures.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({"test/active_units": count}, step=trainer.global_step)
+            logger.log_metrics(named, step=trainer.global_step)
 
     def _warn(self, kl: Tensor, epoch: int, step: int, settings: Any) -> None:
         """Say once that all latents have collapsed, or a third of those that were in use."""

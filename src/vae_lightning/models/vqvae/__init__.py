@@ -1,0 +1,1 @@
+"""The vector-quantised VAE: a grid of discrete codes for each image."""
