@@ -6,6 +6,7 @@ PATHS = frozenset(
     {
         "checkpoint",
         "data.dir",
+        "data.run",
         "hydra.run.dir",
         "hydra.sweep.dir",
         "images",

@@ -17,6 +17,7 @@ TARGETS = frozenset(
         "vae_lightning.training.callbacks.pictures.Reconstructions",
         "vae_lightning.data.mnist.MNISTDataModule",
         "vae_lightning.models.vae.model.VAE",
+        "vae_lightning.models.prior.model.Prior",
         "vae_lightning.models.vqvae.model.VQVAE",
         "vae_lightning.runs.loggers.RunCSVLogger",
         "vae_lightning.runs.loggers.RunLogger",

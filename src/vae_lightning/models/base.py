@@ -412,13 +412,58 @@ class DiscreteModel(Autoencoder):
         return self.decode_codes(self.encode(batch)["code"])
 
 
+class CodePrior(Model):
+    """A model of the codes of a trained model, which it contains: p(z), and so a bound.
+
+    Attributes:
+        autoencoder: the trained model.
+        temperature: τ of q(z|x), by which codes are drawn.
+    """
+
+    autoencoder: DiscreteModel
+    temperature: float
+
+    @abstractmethod
+    def log_prior(self, code: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return log p(z), or log p(z|y), of grids ``[B, *grid]``: ``[B]``."""
+
+    def drawn(
+        self, batch: Batch, scores: Tensor, noise: Noise, samples: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log p(x|z), log p(z) and log q(z|x) at codes drawn from q, each ``[S, B]``.
+
+        Args:
+            batch: B examples.
+            scores: of their codes, ``[B, *grid, K]``.
+            noise: to draw by.
+            samples: S.
+        """
+        code = draw_codes(scores, noise, self.temperature, samples)
+        log_probs = (scores / self.temperature).log_softmax(-1).expand(samples, *scores.shape)
+        log_q = log_probs.gather(-1, code[..., None])[..., 0].flatten(2).sum(2)
+        log_prior = torch.stack([self.log_prior(each, batch.y) for each in code])
+        return self.autoencoder.log_likelihood_of(batch, code), log_prior, log_q
+
+
 def draw_codes(scores: Tensor, noise: Noise, temperature: float, samples: int = 1) -> Tensor:
     """Return codes drawn ∝ exp(score / τ) from scores ``[B, *grid, K]``: ``[S, B, *grid]``.
 
-    The largest of the scores with Gumbel noise is such a draw. At τ = 0 it is the highest score.
+    At τ = 0 they are the codes with the highest scores.
     """
     if not temperature:
         return scores.argmax(-1).expand(samples, *scores.shape[:-1])
-    uniform = noise.uniform(*scores.shape[1:], samples=samples).to(scores)
-    gumbel = -(-uniform.clamp_(min=torch.finfo(uniform.dtype).tiny).log()).log()
-    return (scores / temperature + gumbel).argmax(-1)
+    uniform = noise.uniform(*scores.shape[1:-1], samples=samples).to(scores.device)
+    return choose(scores / temperature, uniform)
+
+
+def choose(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Return a code for each uniform number ``[S, ...]``, by logits ``[..., K]``: ``[S, ...]``.
+
+    It is the first code with whose probability the sum of the probabilities passes the number.
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    passed = uniform.to(cumulative) * cumulative[..., -1]  # the last sum may be a little below 1
+    code = torch.searchsorted(
+        cumulative.expand(*uniform.shape, -1).contiguous(), passed[..., None], right=True
+    )
+    return code[..., 0].clamp_(max=logits.shape[-1] - 1)

@@ -67,9 +67,20 @@ class _Linear(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         return (
             _multiply(gradient, weight.t()) if of_inputs else None,
-            _multiply(flat.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if of_weight else None,
+            _of_weight(flat, inputs.reshape(-1, inputs.shape[-1])) if of_weight else None,
             flat.sum(0) if of_bias else None,
         )
+
+
+def _of_weight(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """Return the gradient of a weight ``[O, I]``, from ``[N, O]`` and inputs ``[N, I]``.
+
+    The first factor of a product is copied to lie row by row, and so is a weight's gradient.
+    """
+    (rows, outs), ins = gradient.shape, inputs.shape[1]
+    if rows * outs <= rows * ins + outs * ins:
+        return _multiply(gradient.t(), inputs.t())
+    return _multiply(inputs.t(), gradient.t()).t()
 
 
 def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

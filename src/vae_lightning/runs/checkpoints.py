@@ -286,7 +286,8 @@ def step_to_resume(
                 f"{printable(saved.get(key))[:100]} in its step {step}"
             )
     with _refusing_to_resume(directory, step):
-        _check_optimizer(content, list(module.parameters()))
+        learnt = [weight for weight in module.parameters() if weight.requires_grad]
+        _check_optimizer(content, learnt)
     if trainer.max_epochs not in (-1, None) and content["epoch"] >= trainer.max_epochs:
         raise ConfigurationError(
             f"trainer.max_epochs={trainer.max_epochs}: the run is in epoch {content['epoch'] + 1}"

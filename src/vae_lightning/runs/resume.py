@@ -124,13 +124,16 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
 def _without_own_files(overrides: Sequence[object]) -> tuple[list[str], set[str]]:
     """Leave out the overrides that chose a file of the user's own, which isn't here any more.
 
+    Neither is what ``data=codes`` chose: the data of another run stands in its place.
+
     Returns:
         The other overrides, and the groups of which there were such files.
     """
     kept, own = [], set()
     for each in parse(list(map(str, overrides))):
         group = each.key_or_group
-        if is_group(each) and each.value() not in group_options(group):
+        replaced = (group, each.value()) == ("data", "codes")
+        if is_group(each) and (replaced or each.value() not in group_options(group)):
             own.add(group)
         else:
             kept.append(each.input_line or "")

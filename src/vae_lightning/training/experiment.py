@@ -30,7 +30,7 @@ from vae_lightning.runs.directory import (
 )
 from vae_lightning.runs.processor import flush_denormals
 from vae_lightning.runs.resume import has_begun, lock_directory, store_configuration
-from vae_lightning.training import processes
+from vae_lightning.training import processes, stages
 from vae_lightning.training.callbacks.mirroring import Mirroring
 from vae_lightning.training.callbacks.progress import Throughput
 from vae_lightning.training.module import VAEModule
@@ -72,11 +72,14 @@ def build(config: DictConfig) -> Experiment:
     signals.defer_no_longer()  # which a job of the same sweep may have left so
     signals.heed()
     seed = require("seed", config.seed, Seed)
+    stages.resolve(config)
     optimization = build_part("optimizer", Optimization, config.optimizer)
     sketch, data = build_sketch(config, seed)
     refuse_too_large(sketch, data)
     lightning.seed_everything(seed, verbose=False)
     model = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
+    if config.resume is None or not has_begun(Path(config.resume)):
+        stages.load(model)
     module = VAEModule(model, optimization, seed)
     kept: Any = OmegaConf.to_container(config.trainer, resolve=True)
     module.hparams["trainer"] = {key: kept[key] for key in kept if key not in _ELSEWHERE}

@@ -80,7 +80,8 @@ class VAEModule(QuickModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule of its learning rate where there is one."""
-        return self.optimization.configure(self.model.parameters(), self.trainer)
+        learnt = [weight for weight in self.model.parameters() if weight.requires_grad]
+        return self.optimization.configure(learnt, self.trainer)
 
     def on_train_start(self) -> None:
         """Log what was due at the step that a run goes on from."""

@@ -231,6 +231,8 @@ def quieten_lightning() -> None:
         ("Total length of `list` across ranks is zero", Warning),
         # On a machine that can start jobs of a cluster, of runs that aren't such jobs.
         ("The `srun` command is available on your system but is not used", Warning),
+        # A model that contains a trained one, which isn't trained on.
+        ("Found .* module\\(s\\) in eval mode at the start of training", Warning),
         # All processes publish the mean over all of them.
         ("It is recommended to use `self.log\\(.*, sync_dist=True\\)`", Warning),
     ):

@@ -221,7 +221,7 @@ def refuse_what_is_not_finite(trainer: Trainer, pl_module: LightningModule) -> N
             weight,
             *(
                 each
-                for each in trainer.optimizers[0].state[weight].values()
+                for each in trainer.optimizers[0].state.get(weight, {}).values()
                 if isinstance(each, torch.Tensor)
             ),
         ]

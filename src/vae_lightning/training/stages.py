@@ -1,0 +1,87 @@
+"""A second stage: training a prior over the codes of a run that was trained before."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vae_lightning.configuration.building import class_of, require
+from vae_lightning.configuration.quoting import override, printable
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.models.base import CodePrior, DiscreteModel, Model, target_of
+from vae_lightning.runs import checkpoints
+
+
+def resolve(config: DictConfig) -> None:
+    """Put the trained run that ``data=codes`` names into a configuration, in its place.
+
+    ``data`` becomes that of the run, and ``model.autoencoder`` what rebuilds its model. So the
+    configuration that is stored with the new run needs the first one no more.
+
+    Raises:
+        ConfigurationError: the run has no model with codes, or the model to train is no prior.
+    """
+    kind = class_of("model._target_", config.model._target_, Model)  # type: ignore[type-abstract]
+    learns_codes = issubclass(kind, CodePrior)
+    if "_target_" in config.data:
+        if learns_codes and config.model.autoencoder is None:
+            raise ConfigurationError(
+                "model=prior: learns the codes of a trained model; "
+                "type data=codes data.run=<run of a VQ-VAE>"
+            )
+        return
+    if not learns_codes:
+        raise ConfigurationError("data=codes: only a prior learns codes; type model=prior")
+    if OmegaConf.is_missing(config.data, "run") or config.data.run is None:
+        raise ConfigurationError("data=codes: of which run? type data.run=<run of a VQ-VAE>")
+    if config.model.autoencoder is not None:
+        raise ConfigurationError("model.autoencoder: is taken from data.run; leave it out")
+    run = require("data.run", config.data.run, str)
+    file, content, model = _open(run)
+    trained_on, settings = checkpoints.data_of(file, content)
+    settings.pop("seed", None)
+    data = {key: value for key, value in config.data.items() if key != "run"}
+    described = {
+        "target": target_of(type(model)),
+        "settings": model.settings,
+        "run": run,
+        "step": content["global_step"],
+    }
+    with open_dict(config):
+        config.data = {"_target_": target_of(trained_on), **settings, **data}
+        config.model.autoencoder = described
+
+
+def load(model: Model) -> None:
+    """Give a new prior the weights of the trained model that it is to learn the codes of.
+
+    Raises:
+        ConfigurationError: they are no longer where they were.
+    """
+    if not isinstance(model, CodePrior):
+        return
+    described: dict[str, Any] = model.settings["autoencoder"]
+    _, content, trained = _open(described["run"])
+    if content["global_step"] != described["step"]:
+        raise ConfigurationError(
+            f"{override('data.run', described['run'])}: is at step {content['global_step']} now, "
+            f"and was at step {described['step']} when this run began"
+        )
+    model.autoencoder.load_state_dict(trained.state_dict())
+
+
+def _open(run: str) -> tuple[Path, dict[str, Any], DiscreteModel]:
+    """Return the checkpoint of a run, what it holds, and its model."""
+    typed = override("data.run", run)
+    try:
+        file = checkpoints.find_checkpoint(run)
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{typed}: {printable(error)}") from error
+    content = checkpoints.read(file)
+    model = checkpoints.build_model(file, content)
+    if not isinstance(model, DiscreteModel):
+        raise ConfigurationError(
+            f"{typed}: its model has no codes ({printable(model.describe())}); "
+            "name a run of model=vqvae"
+        )
+    return file, content, model
