@@ -22,12 +22,13 @@ def main(config: DictConfig) -> None:
     from vae_lightning.data.datamodule import Split
     from vae_lightning.evaluation import measure, report
     from vae_lightning.evaluation.sample_quality import SAMPLES_DRAWN, sample_quality
+    from vae_lightning.models.base import CodePrior
     from vae_lightning.runs.trained import choose_split, open_checkpoint
     from vae_lightning.training.trainer import choose_accelerator
 
     split = require("split", config.split, Split)
     metrics = require_list("metrics", config.metrics, measure.Metric)
-    samples = require("samples", config.samples, PositiveInt)
+    typed_samples = require("samples", config.samples, PositiveInt | None)
     memory_mb = require("memory_mb", config.memory_mb, PositiveInt)
     limit = require("data.limit_test", config.data.limit_test, Annotated[int, Field(ge=2)] | None)
     device = choose_accelerator(config.trainer.accelerator)
@@ -36,17 +37,21 @@ def main(config: DictConfig) -> None:
     model = trained.model.to(device)
     examples = choose_split(data, split, limit)
     missing = {metric: measure.missing(metric, model) for metric in metrics}
-    remarks = [f"{metric}: {reason}" for metric, reason in missing.items() if reason]
+    remarks = [f"no {metric}: {reason}" for metric, reason in missing.items() if reason]
+    samples = typed_samples or measure.default_samples(model)
+    if isinstance(model, CodePrior) and "log_marginal" in metrics:
+        chosen = measure.choose_temperature(model, data, samples)
+        remarks.append(f"temperature: {chosen}")
     figures = measure.evaluate(model, examples, metrics, samples, memory_mb)
     if missing.get("mutual_information") == "" and "mutual_information" not in figures:
-        remarks.append("mutual_information: the posterior isn't Gaussian")
+        remarks.append("no mutual_information: the posterior isn't Gaussian")
     quality = {}
     if "sample_quality" in metrics and data.suits_classifier:
         test = data.grey("test", min(limit or SAMPLES_DRAWN, SAMPLES_DRAWN))
         quality = sample_quality(model, test, data.grey("train", len(test)))
     elif "sample_quality" in metrics:
         classifier = "the classifier that it needs knows grey MNIST images, not"
-        remarks.append(f"sample_quality: {classifier} {data.name}")
+        remarks.append(f"no sample_quality: {classifier} {data.name}")
     counts = (split, samples, figures, quality)
     with new_run_directory("evaluate", config) as directory:
         written = report.measured(trained, directory, data, examples, *counts, remarks)

@@ -27,6 +27,8 @@ def main(config: DictConfig) -> None:
     from vae_lightning.configuration.building import require, require_memory
     from vae_lightning.data.batches import Seed
     from vae_lightning.data.modality import save_png
+    from vae_lightning.errors import ConfigurationError
+    from vae_lightning.models.base import CodePrior
     from vae_lightning.models.noise import SamplingNoise
     from vae_lightning.runs.trained import check_label, open_checkpoint
     from vae_lightning.visualization.grids import sample_grid
@@ -37,14 +39,21 @@ def main(config: DictConfig) -> None:
     label = require("label", config.label, NonNegativeInt | None)
     at_least_0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
     temperature = require("temperature", config.temperature, at_least_0)
+    top_k = require("top_k", config.top_k, PositiveInt | None)
     form = require("form", config.form, Literal["grid", "png", "files", "npy", "pt"])
     trained = open_checkpoint(config)
     model, modality = trained.model, trained.modality
     check_label(label, model.num_classes)
     require_memory(f"count={count}", count * math.prod(model.data.shape))
     labels = None if label is None else torch.full((count,), label)
+    noise = SamplingNoise(count, seed)
     with torch.inference_mode():
-        samples = model.sample(count, SamplingNoise(count, seed), labels, temperature)
+        if isinstance(model, CodePrior):
+            samples = model.sample(count, noise, labels, temperature, top_k)
+        elif top_k is not None:
+            raise ConfigurationError(f"top_k={top_k}: only a prior over codes has it")
+        else:
+            samples = model.sample(count, noise, labels, temperature)
     with new_run_directory("sample", config) as directory:
         if form == "grid":
             written = directory / "samples.png"

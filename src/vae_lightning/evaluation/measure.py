@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_lightning.data.batches import Batches
+from vae_lightning.data.datamodule import DataModule
 from vae_lightning.evaluation.estimators import (
     ImportanceEstimate,
     active,
@@ -16,7 +17,7 @@ from vae_lightning.evaluation.estimators import (
     log_aggregate_posterior,
     standard_error,
 )
-from vae_lightning.models.base import Batch, DiscreteModel, Figure, LatentModel, Model
+from vae_lightning.models.base import Batch, CodePrior, DiscreteModel, Figure, LatentModel, Model
 from vae_lightning.models.distributions import DiagonalNormal
 from vae_lightning.models.noise import EvaluationNoise, SamplingNoise
 
@@ -38,13 +39,51 @@ FIGURES: Mapping[str, Figure] = {
 """What is measured of a whole split or of samples, beyond the model's own figures."""
 
 
+TEMPERATURES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""What a prior's temperature is multiplied by, to find the one whose bound is the highest."""
+
+_TRIED = 500  # validation examples by which it is chosen
+
+
 def missing(metric: Metric, model: Model) -> str:
     """Return why a metric can't be measured of a model; empty: it can."""
     if metric in ("bound", "sample_quality"):
         return ""
     if metric == "active_units" and isinstance(model, DiscreteModel):
         return ""
+    if metric == "log_marginal" and isinstance(model, CodePrior):
+        return ""
     return "" if isinstance(model, LatentModel) else "the model has no continuous latents"
+
+
+def default_samples(model: Model) -> int:
+    """Return how many importance samples an example gets, if nothing else is asked for."""
+    return 8 if isinstance(model, CodePrior) else 5000
+
+
+@torch.inference_mode()
+def choose_temperature(model: CodePrior, data: DataModule, samples: int) -> str:
+    """Set the temperature by which a prior draws codes to the best one on validation images.
+
+    Args:
+        model: the prior, in evaluation mode.
+        data: what it was trained on.
+        samples: importance samples of the bound that decides; at most 8 are taken.
+
+    Returns:
+        What was chosen and how, in words.
+    """
+    if not data.holds_out:
+        return f"{model.temperature:g}, as in training: no validation images were held out"
+    trained_at, bounds = model.temperature, {}
+    for factor in TEMPERATURES:
+        model.temperature = round(factor * trained_at, 6)
+        examples = data.split("val", _TRIED)
+        figures = evaluate(model, examples, ["log_marginal"], min(samples, 8), 50)
+        bounds[model.temperature] = figures["log_marginal"]
+    model.temperature = max(bounds, key=lambda each: bounds[each])
+    count = min(_TRIED, len(data.val_indices))
+    return f"{model.temperature:g}, the best of {len(bounds)} on {count} validation images"
 
 
 @torch.inference_mode()
@@ -134,6 +173,8 @@ def _measure(
             values |= _densities(model, batch)
         if "log_marginal" in metrics:
             return values | _log_marginal(model, batch, samples, memory, bar)
+    if isinstance(model, CodePrior) and "log_marginal" in metrics:
+        return values | _log_marginal_of_codes(model, batch, samples, bar)
     bar.update(len(batch.x))
     return values
 
@@ -175,6 +216,21 @@ def _log_marginal(
         name: torch.cat([getattr(each, name) for each in estimates])
         for name in ("log_marginal", "effective_samples", "variance")
     }
+
+
+def _log_marginal_of_codes(
+    model: CodePrior, batch: Batch, samples: int, bar: "tqdm[Any]"
+) -> dict[str, Tensor]:
+    """Return the same for a prior over codes, which are drawn from q(z|x)."""
+    estimate = ImportanceEstimate(len(batch.x))
+    scores = model.autoencoder.scores(model.autoencoder.embed(batch))
+    for number in range(samples):
+        noise = EvaluationNoise(batch.indices, first_sample=number)
+        log_likelihood, log_prior, log_q = model.drawn(batch, scores, noise)
+        estimate.update(log_likelihood + log_prior - log_q)
+        bar.update(len(batch.x))
+    names = ("log_marginal", "effective_samples", "variance")
+    return {name: getattr(estimate, name) for name in names}
 
 
 def _bytes_per_sample(model: LatentModel) -> int:

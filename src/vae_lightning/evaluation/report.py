@@ -55,7 +55,7 @@ def measured(
         samples: importance samples per example.
         figures: what was measured of the split, by name.
         quality: what was measured of the model's samples.
-        remarks: what couldn't be measured.
+        remarks: what couldn't be measured, or was chosen for it: a name and a reason.
     """
     model, noun, file = trained.model, data.modality.noun, trained.file
     add_bits(figures, model)
@@ -87,7 +87,7 @@ def measured(
     if protocol := model.protocol():
         rows["model"] = ", ".join(f"{name} {value}" for name, value in protocol.items())
     rows |= _rows(figures | quality, model, noun, samples, count)
-    rows |= {f"no {name}": reason for name, _, reason in (each.partition(": ") for each in remarks)}
+    rows |= {name: reason for name, _, reason in (each.partition(": ") for each in remarks)}
     rows |= {"note": model.meaning, "checkpoint": str(file), "figures": str(written)}
     return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
 

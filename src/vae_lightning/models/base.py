@@ -423,9 +423,26 @@ class CodePrior(Model):
     autoencoder: DiscreteModel
     temperature: float
 
+    @property
+    def codes_of(self) -> str:
+        """The run that the trained model comes from, and the step of its checkpoint."""
+        described = self.settings["autoencoder"]
+        return f"{described['run']}, step {described['step']:,}"
+
     @abstractmethod
     def log_prior(self, code: Tensor, y: Tensor | None = None) -> Tensor:
         """Return log p(z), or log p(z|y), of grids ``[B, *grid]``: ``[B]``."""
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int,
+        noise: Noise,
+        y: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> Tensor:
+        """Return new examples; ``top_k``: of the so many most likely codes at each position."""
 
     def drawn(
         self, batch: Batch, scores: Tensor, noise: Noise, samples: int = 1

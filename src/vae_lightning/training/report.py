@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from vae_lightning.configuration.quoting import command, override, printable, program
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.models.base import Model
+from vae_lightning.models.base import CodePrior, Model
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoints import read, steps
 from vae_lightning.runs.directory import remove
@@ -68,6 +68,8 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         "checkpoint": str(checkpoint) if checkpoint else None,
         "checkpoint_step": step,
     }
+    if isinstance(model, CodePrior):
+        run["codes_of"] = model.codes_of
     write_metrics(directory, figures, model, parts.data, run)
     rows = {
         "epochs": f"{trainer.current_epoch} ({trainer.global_step:,} steps)",

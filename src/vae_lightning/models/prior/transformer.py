@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.attention = Linear(width, 3 * width)
         self.joined = Linear(width, width)
         self.before_layers = nn.LayerNorm(width)
-        self.layers = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.layers = nn.Sequential(Linear(width, 4 * width), nn.ReLU(), Linear(4 * width, width))
 
     def forward(self, rows: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Map ``[B, P, W]`` to the same shape.
