@@ -106,11 +106,11 @@ def test_a_model_of_ones_own_trains_and_its_figures_are_named_by_it(here, name, 
     ("name", "lines"),
     [
         ("latent", []),
-        ("discrete", ["figures of the latents: the model has no continuous latents"]),
+        ("discrete", []),
         (
             "sequences",
             [
-                "figures of the latents: the model has no continuous latents",
+                "figures of the latents: the model has neither latents nor codes",
                 "picture of the reconstructions: the model doesn't encode examples",
             ],
         ),
@@ -325,3 +325,38 @@ def test_the_explorer_shows_a_latent_model_of_ones_own(trained_toys):
     torch.testing.assert_close(explored.encode(example, None), explored.seen.point[3])
     assert not explored.takes_drawings
     assert sorted(most_active(explored.seen, 10)) == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_vqvae_and_its_prior_pass_through_every_command_on_colour_pictures(here, tmp_path):
+    (here.configs / "data" / "pictures.yaml").write_text(
+        f"_target_: {target_of(Colours)}\nbatch_size: 16\nval_size: 20\nsize: 32\n"
+    )
+    own = ("train", "--config-dir", str(here.configs), *LIMITED)
+    small = ("model.codes=8", "model.channels=[4,6]", "model.residual_channels=4")
+    settings = (*small, "model.likelihood=discretized_logistic", "model.pixel_scale=learnt")
+    first = here(*own, "model=vqvae", "data=pictures", *settings)
+    model = vae_lightning.load(first)
+    assert model.code_shape == (8, 8)
+    prior = ("model=prior", "data=codes", f"data.run={first}", "model.width=16", "model.layers=1")
+    second = here("train", *LIMITED, *prior, "model.num_classes=2")
+    assert vae_lightning.load(second).sample(3, SamplingNoise(3)).shape == (3, 3, 32, 32)
+    for run in (first, second):
+        sampled = here("sample", f"checkpoint={run}", "form=npy", "count=4")
+        assert np.load(sampled / "samples.npy").shape == (4, 3, 32, 32)
+        exported = here("export", f"checkpoint={run}")
+        assert (exported / "decoder.onnx").exists()
+        drawn = here(
+            "visualize",
+            f"checkpoint={run}",
+            "formats=[png]",
+            "label=1" if run == second else "label=null",
+        )
+        assert (drawn / "samples.png").exists()
+    assert (exported / "prior.onnx").exists()
+    labelled = here("sample", f"checkpoint={second}", "label=1", "form=npy", "count=4")
+    assert np.load(labelled / "samples.npy").shape == (4, 3, 32, 32)
+    measured = here("evaluate", f"checkpoint={second}", "metrics=[bound,log_marginal]", "samples=2")
+    figures = json.loads((measured / "metrics.json").read_text())["figures"]
+    assert figures["test/bits_per_dimension"] > 0
+    assert figures["test/log_marginal"] > figures["test/elbo_of_nearest"]

@@ -161,10 +161,12 @@ class Clusters(DiscreteModel):
 
 
 class Colours(DataModule):
-    """Flat 3 × 8 × 8 pictures, each of one of two colours with some noise."""
+    """Flat square pictures, each of one of two colours with some noise."""
 
-    def __init__(self, batch_size: int = 16, val_size: int = 20, seed: int = 1) -> None:
-        spec = DataSpec((3, 8, 8), "unit", class_names=("warm", "cold"))
+    def __init__(
+        self, batch_size: int = 16, val_size: int = 20, size: int = 8, seed: int = 1
+    ) -> None:
+        spec = DataSpec((3, size, size), "unit", class_names=("warm", "cold"))
         settings = arguments(locals(), "spec")
         super().__init__(
             name="colours", spec=spec, sizes=(100, 40), settings=settings, seed=seed,
@@ -176,7 +178,7 @@ class Colours(DataModule):
         generator = keyed_generator(7, count)
         y = torch.arange(count) % 2
         base = torch.tensor([[200, 80, 20], [20, 80, 200]])[y][:, :, None, None]
-        x = base + torch.randint(-20, 20, (count, 3, 8, 8), generator=generator)
+        x = base + torch.randint(-20, 20, (count, *self.spec.shape), generator=generator)
         return x.to(torch.uint8), y
 
 

@@ -403,6 +403,11 @@ class DiscreteModel(Autoencoder):
     def log_likelihood_of(self, batch: Batch, code: Tensor) -> Tensor:
         """Return log p(x|code) at grids of codes ``[S, B, *code_shape]``: ``[S, B]``."""
 
+    @property
+    def code_vectors(self) -> Tensor | None:
+        """The vector of each code, ``[K, D]``; None: the codes have none."""
+        return None
+
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Return the code of each example with the highest scores: ``code``."""
         return {"code": self.scores(self.embed(batch)).argmax(-1)}

@@ -1,5 +1,6 @@
 """A second stage: training a prior over the codes of a run that was trained before."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def resolve(config: DictConfig) -> None:
     file, content, model = _open(run)
     trained_on, settings = checkpoints.data_of(file, content)
     settings.pop("seed", None)
-    data = {key: value for key, value in config.data.items() if key != "run"}
+    known = inspect.signature(trained_on).parameters
+    data = {
+        key: value
+        for key, value in config.data.items()
+        if key != "run" and (value is not None or key in known)
+    }
     described = {
         "target": target_of(type(model)),
         "settings": model.settings,

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Drawing = Literal[
-    "reconstructions", "samples", "manifold", "traversals", "interpolation", "latents", "kl"
+    "reconstructions",
+    "samples",
+    "codes",
+    "manifold",
+    "traversals",
+    "interpolation",
+    "latents",
+    "kl",
 ]
 
 PRIOR_SEED = 0
@@ -79,6 +86,9 @@ def missing(name: Drawing, model: Model) -> str:
         return ""
     if name == "reconstructions":
         return "" if isinstance(model, Autoencoder) else "the model doesn't encode examples"
+    if name == "codes":
+        is_grid = isinstance(model, DiscreteModel) and len(model.code_shape) == 2
+        return "" if is_grid and len(model.data.shape) == 3 else "the model has no grid of codes"
     if not isinstance(model, LatentModel):
         return "the model has no continuous latents"
     if name == "kl" and type(model).kl_of_each_latent is LatentModel.kl_of_each_latent:
@@ -90,8 +100,8 @@ def missing(name: Drawing, model: Model) -> str:
 
 def drawings_of(model: Model) -> list[Drawing]:
     """Return what there is to draw of a model."""
-    names: list[Drawing] = ["reconstructions", "samples", "traversals", "interpolation"]
-    names += ["latents", "kl", "manifold"]
+    names: list[Drawing] = ["reconstructions", "samples", "codes", "traversals"]
+    names += ["interpolation", "latents", "kl", "manifold"]
     return [name for name in names if not missing(name, model)]
 
 
@@ -144,6 +154,14 @@ def draw(
         reconstructed = model.reconstruct(first).float().cpu()
         picture = grids.reconstruction_grid(data.modality, first.x.float().cpu(), reconstructed)
         return Drawn(picture, (data.modality.noun, "reconstruction"))
+    if name == "codes":
+        assert isinstance(model, DiscreteModel)
+        batch = next(iter(batches))
+        first = model.take(batch.take(torch.arange(min(_RECONSTRUCTED, len(batch.x)))))
+        code = model.encode(first)["code"]
+        decoded = model.decode_codes(code).float().cpu()
+        picture = grids.code_grid(data.modality, first.x.float().cpu(), code.cpu(), decoded)
+        return Drawn(picture, (data.modality.noun, "codes", "decoded"))
     if name == "samples":
         labels = torch.full((_SAMPLED,), label, device=model.device) if model.num_classes else None
         drawn = model.sample(_SAMPLED, SamplingNoise(_SAMPLED, PRIOR_SEED), labels)

@@ -20,6 +20,19 @@ def reconstruction_grid(modality: Modality, originals: Tensor, reconstructions: 
     return modality.picture(torch.cat([originals, reconstructions]), columns=len(originals))
 
 
+def code_grid(modality: Modality, originals: Tensor, code: Tensor, decoded: Tensor) -> Tensor:
+    """Draw images ``[n, C, H, W]``, below them their codes, and what these decode to.
+
+    Each code of a grid ``[n, h, w]`` has a colour of its own. Returns ``[3, H, W]``.
+    """
+    hue = (code * 0.618034) % 1.0  # steps of the golden ratio: neighbouring numbers lie far apart
+    offsets = torch.tensor([1.0, 2 / 3, 1 / 3])[:, None, None]
+    colours = (6 * ((hue[:, None] + offsets) % 1.0 - 0.5).abs() - 1).clamp(0, 1)
+    shown = torch.nn.functional.interpolate(colours, originals.shape[-2:])
+    rows = [each.expand(-1, 3, -1, -1) for each in (originals, shown, decoded)]
+    return modality.picture(torch.cat(rows), columns=len(originals))
+
+
 def sample_grid(modality: Modality, samples: Tensor, columns: int | None = None) -> Tensor:
     """Draw samples ``[n, ...]`` in rows, by default as a square; returns ``[3, H, W]``."""
     return modality.picture(samples, columns or math.ceil(math.sqrt(len(samples))))

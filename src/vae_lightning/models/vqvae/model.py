@@ -203,6 +203,11 @@ class VQVAE(base.DiscreteModel):
         """Return minus the squared distances of positions ``[..., D]`` to codes, ``[..., K]``."""
         return self.quantizer.scores(embedded)
 
+    @property
+    def code_vectors(self) -> Tensor:
+        """The codebook, ``[K, D]``."""
+        return self.quantizer.codebook
+
     def likelihood(self, chosen: Tensor) -> Distribution:
         """Return p(x|z) over ``[C, H, W]`` for numbers of codes ``[B, h, w, D]``."""
         parameters = self.decoder(chosen.permute(0, 3, 1, 2)).to(chosen.dtype)

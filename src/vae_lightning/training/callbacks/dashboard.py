@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
 from google.protobuf import text_format
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
@@ -100,7 +101,8 @@ class Dashboard(Callback):
 class Projector(Look):
     """Puts the latents of the first test examples into TensorBoard's projector.
 
-    Their labels are shown with them, and their pictures where they are images.
+    Their labels are shown with them, and their pictures where they are images. Of a model with a
+    codebook it is the codes, each with what a grid of it alone decodes to.
     """
 
     @validate_call(config=ConfigDict(strict=True))
@@ -118,23 +120,38 @@ class Projector(Look):
 
     def missing(self, model: Model) -> str:
         """Return why a model has no such points; empty: it has them."""
-        return "" if isinstance(model, LatentModel) else "the model has no continuous latents"
+        has_codebook = isinstance(model, DiscreteModel) and model.code_vectors is not None
+        has = has_codebook or isinstance(model, LatentModel)
+        return "" if has else "the model has neither continuous latents nor a codebook"
 
     def look(self, trainer: Trainer, model: Model, epoch: int) -> None:
         """Write them."""
-        assert isinstance(model, LatentModel)
         for writer in _writers(trainer):
-            encoded = encode(model, data_of(trainer).split("test", self.count))
+            if isinstance(model, DiscreteModel):
+                name, encoded = "codebook", _codebook(model)
+            else:
+                assert isinstance(model, LatentModel)
+                name = "posterior_means"
+                encoded = encode(model, data_of(trainer).split("test", self.count))
             folder, step = Path(writer.log_dir), f"{trainer.global_step:05d}"
-            writer.files.write(folder, _write_embedding, folder, step, encoded)
+            writer.files.write(folder, _write_embedding, folder, step, name, encoded)
 
 
-def _write_embedding(folder: Path, step: str, encoded: Encoded) -> None:
+def _codebook(model: DiscreteModel) -> Encoded:
+    """Return the codes as points, each with its number and the image of a grid of it alone."""
+    assert model.code_vectors is not None
+    code = torch.arange(model.codes)
+    grids = code.view(-1, *[1] * len(model.code_shape)).expand(-1, *model.code_shape)
+    images = model.decode_codes(grids.contiguous().to(model.device))
+    return Encoded(images.float().cpu(), code, model.code_vectors.float().cpu(), None)
+
+
+def _write_embedding(folder: Path, step: str, name: str, encoded: Encoded) -> None:
     """Write what the projector shows of a step, beside that of other steps.
 
     torch's own way takes ten times as long.
     """
-    written = folder / step / "posterior_means"
+    written = folder / step / name
     written.mkdir(parents=True, exist_ok=True)
     points = pad(encoded.point, (0, max(0, 3 - encoded.point.shape[1])))  # the view has three axes
     rows = ["\t".join(map(str, row)) + "\n" for row in points.tolist()]
@@ -143,12 +160,12 @@ def _write_embedding(folder: Path, step: str, encoded: Encoded) -> None:
         files["metadata.tsv"] = "".join(f"{y}\n" for y in encoded.y.tolist()).encode()
     if encoded.x.dim() == 4:
         files["sprite.png"] = _sprite(encoded.x)
-    for name, content in files.items():
-        atomic_files.write(written / name, content, flush=False)
+    for file, content in files.items():
+        atomic_files.write(written / file, content, flush=False)
     config = ProjectorConfig()
-    for each in sorted(folder.glob("*/posterior_means")):
+    for each in sorted(folder.glob(f"*/{name}")):
         within, number = each.relative_to(folder), each.parent.name
-        embedding = config.embeddings.add(tensor_name=f"posterior_means:{number}")
+        embedding = config.embeddings.add(tensor_name=f"{name}:{number}")
         embedding.tensor_path = str(within / "tensors.tsv")
         if (each / "metadata.tsv").exists():
             embedding.metadata_path = str(within / "metadata.tsv")

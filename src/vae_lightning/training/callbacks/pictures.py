@@ -108,12 +108,12 @@ class PriorSamples(Picture):
 
 
 class LatentPicture(Picture):
-    """The latent picture of ``visualize``, of the first test examples; it selects no checkpoint."""
+    """A picture of ``visualize``, of the first test examples; it selects no checkpoint."""
 
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
         self,
-        what: Literal["manifold", "traversals", "interpolation", "latents", "kl"],
+        what: Literal["codes", "manifold", "traversals", "interpolation", "latents", "kl"],
         every_n_epochs: PositiveInt | None = None,
         count: PositiveInt = 2000,
         label: NonNegativeInt = 0,
@@ -132,10 +132,9 @@ class LatentPicture(Picture):
     @freed()
     def draw(self, trainer: Trainer, model: Model) -> Tensor | None:
         """Return the picture, ``[3, H, W]`` in [0, 1]; None: there is none of this model."""
-        assert isinstance(model, LatentModel)
         data = data_of(trainer)
         batches = data.split("test", self.count)
-        encoded = drawings.encode(model, batches)
+        encoded = drawings.encode(model, batches) if isinstance(model, LatentModel) else None
         drawn = drawings.draw(self.what, model, data, batches, encoded, self.label)
         if drawn is None or isinstance(drawn.picture, Tensor):
             return drawn and drawn.picture  # type: ignore[return-value]
