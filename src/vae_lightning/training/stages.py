@@ -45,7 +45,7 @@ def resolve(config: DictConfig) -> None:
     data = {
         key: value
         for key, value in config.data.items()
-        if key != "run" and (value is not None or key in known)
+        if key != "run" and (value is not None or (key == "dir" and key in known))
     }
     described = {
         "target": target_of(type(model)),
