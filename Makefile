@@ -24,6 +24,13 @@ help:  ## list the targets
 train: $(READY)  ## train, test and draw the default model; overrides in ARGS="model.latent_dim=2 trainer.max_epochs=3"
 	$(BIN)/python -m vae_lightning.train $(ARGS)
 
+RUN := outputs/vqvae
+
+.PHONY: vqvae
+vqvae: $(READY)  ## train a VQ-VAE and then a prior over its codes, in about twenty minutes; the directory in RUN=outputs/vqvae
+	$(BIN)/python -m vae_lightning.train experiment=vqvae hydra.run.dir=$(RUN)/codes
+	$(BIN)/python -m vae_lightning.train experiment=prior data.run=$(RUN)/codes hydra.run.dir=$(RUN)/prior
+
 .PHONY: test
 test: $(READY)  ## run the tests, on up to four cores; pytest's options in ARGS="-k objectives", a debugger with ARGS="-n 0 --pdb"
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)

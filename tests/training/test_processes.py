@@ -128,6 +128,21 @@ def test_two_processes_train_what_one_does_with_batches_of_both(two, tmp_path):
     assert len({each["figures"]["window"]["examples"] for each in (alone, together)}) == 1
 
 
+def test_two_processes_move_a_codebook_as_one_does(tmp_path):
+    small = ("model=vqvae", "model.codes=8", "model.channels=[4,6]", "model.residual_channels=4")
+    line = [each for each in TRAIN if not each.startswith(("model.", "trainer."))]
+    ends = []
+    for name, others in (("one", ("data.batch_size=64",)), ("two", TWO)):
+        whole = (*line, *small, *BARE, *others, "trainer.max_epochs=2", f"hydra.run.dir={name}")
+        command = [sys.executable, "-m", "vae_lightning.train", *whole]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LONG)
+        assert (done.returncode, done.stderr) == (0, "")
+        ends.append(state(tmp_path / name))
+    assert largest_difference(*ends) < 1e-3
+    codebook = ends[0]["state_dict"]["model.quantizer.codebook"]
+    assert codebook.std() > 0.01
+
+
 def test_what_two_processes_leave_is_written_once(two):
     directory, printed = two
     assert (

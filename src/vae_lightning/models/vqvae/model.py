@@ -154,7 +154,7 @@ class VQVAE(base.DiscreteModel):
             code = base.draw_codes(scores, noise, temperature)[0]
         chosen = self.quantizer(code)
         if self.training:
-            self.quantizer.see(embedded, code)
+            self.quantizer.see(embedded, code, batch.first, batch.total)
         log_likelihood = self._log_likelihood(embedded + (chosen - embedded).detach(), batch.x)
         commitment = self._commitment(embedded, chosen)
         terms = {"log_likelihood": log_likelihood.detach(), "commitment": commitment.detach()}

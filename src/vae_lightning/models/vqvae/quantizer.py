@@ -36,8 +36,8 @@ class Quantizer(nn.Module):
         self.register_buffer("codebook", torch.randn(codes, dim))
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("sums", self.codebook.clone())
-        self._seen: list[tuple[Tensor, Tensor]] = []
-        self._latest = torch.empty(0, dim)
+        self._seen: list[Tensor] = []  # counts and sums, [K, 1 + D], of each batch
+        self._latest: tuple[Tensor, int, int] = (torch.empty(0, 1, dim), 0, 0)
 
     def scores(self, embedded: Tensor) -> Tensor:
         """Return minus the squared distances of positions ``[..., D]`` to codes, ``[..., K]``."""
@@ -56,12 +56,20 @@ class Quantizer(nn.Module):
         self.sums.copy_(self.codebook)
         self.counts.fill_(1.0)
 
-    def see(self, embedded: Tensor, code: Tensor) -> None:
-        """Keep which positions ``[..., D]`` chose which codes ``[...]``, for the next update."""
-        flat = embedded.detach().flatten(0, -2)
+    def see(self, embedded: Tensor, code: Tensor, first: int = 0, total: int | None = None) -> None:
+        """Keep which positions chose which codes, for the next update.
+
+        Args:
+            embedded: the positions of B examples, ``[B, ..., D]``.
+            code: what they chose, ``[B, ...]``.
+            first: the place of the first example in the batch of all processes.
+            total: examples in that batch; None: these are all.
+        """
+        rows = embedded.detach().flatten(1, -2)
+        flat = rows.flatten(0, 1)
         chosen = flat.new_zeros(len(flat), len(self.codebook)).scatter_(1, code.view(-1, 1), 1.0)
-        self._seen.append((chosen.sum(0), chosen.t() @ flat))
-        self._latest = flat
+        self._seen.append(torch.cat([chosen.sum(0)[:, None], chosen.t() @ flat], 1))
+        self._latest = rows, first, len(rows) if total is None else total
 
     @torch.no_grad()
     def update(self, noise: Noise) -> None:
@@ -70,20 +78,32 @@ class Quantizer(nn.Module):
         A code that hardly anything chooses is moved to a position of the last batch, and its
         averages start there anew.
         """
-        counts, sums = (torch.stack(each).sum(0) for each in zip(*self._seen, strict=True))
-        picked = (noise.uniform(len(self.codebook))[0, 0] * len(self._latest)).long()
-        candidates = self._latest[picked.to(self._latest.device)]
+        codes, dim = self.codebook.shape
+        uniform = noise.uniform(codes, 2)[0, 0].to(self.codebook.device)
+        moved = torch.cat([torch.stack(self._seen).sum(0), self._candidates(uniform)], 1)
         self._seen.clear()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(counts)
-            torch.distributed.all_reduce(sums)
-            torch.distributed.broadcast(candidates, 0)  # so that the codebooks stay the same
-        self.counts.lerp_(counts, 1 - self.decay)
+            torch.distributed.all_reduce(moved)  # so that the codebooks stay the same
+        counts, sums, candidates = moved.split([1, dim, dim], 1)
+        self.counts.lerp_(counts[:, 0], 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         share = self.counts.mean()
         dead = self.counts < _DEAD * share
         self.counts.copy_(torch.where(dead, share, self.counts))
         self.sums.copy_(torch.where(dead[:, None], share * candidates, self.sums))
         total = self.counts.sum()
-        smoothed = (self.counts + _SMOOTHING) / (total + len(self.counts) * _SMOOTHING) * total
+        smoothed = (self.counts + _SMOOTHING) / (total + codes * _SMOOTHING) * total
         self.codebook.copy_(self.sums / smoothed[:, None])
+
+    def _candidates(self, uniform: Tensor) -> Tensor:
+        """Return a position of the last batch for each code, ``[K, D]``, by numbers ``[K, 2]``.
+
+        Where another process has its example it is zero: the sum over the processes has all.
+        """
+        rows, first, total = self._latest
+        if not len(rows):
+            return torch.zeros_like(self.codebook)
+        example = (uniform[:, 0] * total).long() - first
+        place = (uniform[:, 1] * rows.shape[1]).long()
+        here = (example >= 0) & (example < len(rows))
+        return rows[example.clamp(0, len(rows) - 1), place] * here[:, None]
