@@ -1,4 +1,4 @@
-"""Compare the speed of two checkouts: a step, an epoch, --help, a typo, start to first step.
+"""Compare the speed of two checkouts: a step, an epoch, --help, a typo, a first step, a run.
 
     python benchmarks/same_speed.py OLD NEW [--pairs 15] [--rows step,help]
 
@@ -46,6 +46,7 @@ ROWS = {
     "help": ((*TRAIN, "--help"), False),
     "typo": ((*TRAIN, "model.latent_dimm=3"), False),
     "first step": (("-c", FIRST_STEP), False),
+    "run": (TRAIN, False),
 }
 
 
