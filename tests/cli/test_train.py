@@ -147,6 +147,7 @@ OTHERS = [
     "experiment=aevb",
     "experiment=iwae",
     "experiment=speedrun",
+    "experiment=vqvae",
 ]
 
 

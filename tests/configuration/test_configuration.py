@@ -16,6 +16,7 @@ from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import MOVED, check
 from vae_lightning.configuration.targets import TARGETS
 from vae_lightning.errors import ConfigurationError
+from vae_lightning.models.vqvae.model import VQVAE
 from vae_lightning.runs.directory import make_directory
 from vae_lightning.training.optimizers import Optimization
 
@@ -57,15 +58,31 @@ def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
         assert inspect.isclass(hydra.utils.get_class(target))
     ours = {target for target in TARGETS if target.startswith("vae_lightning")}
     assert set(targets(compose())) <= TARGETS
-    assert ours <= set(targets(compose())) | set(targets(compose("logger=csv"))) <= TARGETS
+    others = ("logger=csv", "model=vqvae")
+    composed = [compose(), *(compose(each) for each in others)]
+    assert ours <= {target for each in composed for target in targets(each)} <= TARGETS
 
 
-PARTS = [("model", VAE), ("optimizer", Optimization), ("data", MNISTDataModule)]
+def test_a_recipe_with_another_model_takes_the_keys_of_that_model():
+    assert compose("experiment=vqvae", "model.codes=64").model.codes == 64
+    assert compose("experiment=vqvae", "model=vae", "model.latent_dim=3").model.latent_dim == 3
+    with pytest.raises(ConfigurationError, match=r"unknown key model\.latnet_dim"):
+        compose("experiment=vqvae", "+model.latnet_dim=3")
+    with pytest.raises(ConfigurationError, match=r"unknown key model\.codes"):
+        compose("experiment=speedrun", "+model.codes=64")
 
 
-@pytest.mark.parametrize(("group", "part"), PARTS)
-def test_the_groups_keys_and_defaults_are_the_constructors(group, part):
-    config = OmegaConf.to_container(compose()[group], resolve=True)
+PARTS = [
+    ("model", "vae", VAE),
+    ("model", "vqvae", VQVAE),
+    ("optimizer", "adam", Optimization),
+    ("data", "mnist", MNISTDataModule),
+]
+
+
+@pytest.mark.parametrize(("group", "option", "part"), PARTS)
+def test_the_groups_keys_and_defaults_are_the_constructors(group, option, part):
+    config = OmegaConf.to_container(compose(f"{group}={option}")[group], resolve=True)
     assert hydra.utils.get_class(config.pop("_target_")) is part
     parameters = inspect.signature(part.__init__).parameters
     # The run hands its one seed to the data, and the data's spec to the model.

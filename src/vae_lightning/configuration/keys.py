@@ -50,6 +50,9 @@ _SET_BY_HYDRA = re.compile(
     r"hydra\.(runtime|overrides|job\.(num|id|override_dirname|config_name))(\.|$)"
 )
 
+_OF_RECIPES = frozenset({"model", "data"})
+"""The groups whose files have other keys than the default's, and which a recipe may choose."""
+
 _PARTS = re.compile(r"(callbacks|logger)\.\w+")
 """What may be added to a run, and left out of it."""
 
@@ -273,9 +276,10 @@ def _compositions(
     Returns:
         The values by their keys in dots. What a search varies has no values.
     """
+    typed = parse(overrides)
     chosen = [
         each.input_line or ""
-        for each in parse(overrides)
+        for each in typed
         if is_group(each)
         and not each.is_add()
         and not each.is_delete()
@@ -284,9 +288,22 @@ def _compositions(
         and isinstance(each.value(), str | list)
         and (each.key_or_group in groups_of(name) or each.key_or_group.startswith("hydra/"))
     ]
-    return _composed(
-        name, tuple(chosen), str(GlobalHydra.instance().config_loader().get_search_path())
-    )
+    search_path = str(GlobalHydra.instance().config_loader().get_search_path())
+    names = {each.key_or_group for each in typed}
+    for each in typed if "experiment" in groups_of(name) else ():
+        recipe = each.value() if each.key_or_group == "experiment" else None
+        if isinstance(recipe, str) and recipe in group_options("experiment"):
+            choices = _choices(name, recipe, search_path)
+            chosen += [f"{group}={choices[group]}" for group in _OF_RECIPES - names]
+    return _composed(name, tuple(chosen), search_path)
+
+
+@functools.cache
+def _choices(name: str, recipe: str, search_path: str) -> Mapping[str, Any]:
+    """Return the file of each group in the configuration of a recipe."""
+    composed = hydra.compose(name, [f"experiment={recipe}"], return_hydra_config=True)
+    choices: Mapping[str, Any] = composed.hydra.runtime.choices
+    return choices
 
 
 @functools.cache  # composing takes longest of all that comes before torch

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from vae_lightning.configuration.quoting import printable
+
 LEVELS = 256
 """Levels of a byte: what a ``unit`` value is one of."""
 
@@ -432,7 +434,7 @@ class CodePrior(Model):
     def codes_of(self) -> str:
         """The run that the trained model comes from, and the step of its checkpoint."""
         described = self.settings["autoencoder"]
-        return f"{described['run']}, step {described['step']:,}"
+        return printable(f"{described['run']}, step {described['step']}")
 
     @abstractmethod
     def log_prior(self, code: Tensor, y: Tensor | None = None) -> Tensor:

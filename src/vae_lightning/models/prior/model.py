@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_ca
 from torch import Tensor
 
 from vae_lightning.configuration.building import class_of
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.models import base
 from vae_lightning.models.base import Batch, DataSpec, DiscreteModel, Export, Figure, Noise
 from vae_lightning.models.prior.transformer import Cache, Transformer
@@ -210,7 +211,8 @@ class Prior(base.CodePrior):
     def describe(self) -> str:
         """Return what the model is, in a few words."""
         layers = len(self.transformer.blocks)
-        return f"Prior over the codes of {self.settings['autoencoder']['run']} with {layers} layers"
+        run = printable(self.settings["autoencoder"]["run"])
+        return f"Prior over the codes of {run} with {layers} layers"
 
     def protocol(self) -> dict[str, str]:
         """Return the family and how codes are drawn."""
