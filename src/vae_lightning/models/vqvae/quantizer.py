@@ -84,7 +84,7 @@ class Quantizer(nn.Module):
         self._seen.clear()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(moved)  # so that the codebooks stay the same
-        counts, sums, candidates = moved.split([1, dim, dim], 1)
+        counts, sums, candidates = torch.split(moved, [1, dim, dim], 1)
         self.counts.lerp_(counts[:, 0], 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         share = self.counts.mean()
