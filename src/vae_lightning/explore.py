@@ -26,9 +26,9 @@ def main(config: DictConfig) -> None:
 
     from vae_lightning.configuration.building import require
     from vae_lightning.data.datamodule import Split
-    from vae_lightning.models.base import LatentModel
+    from vae_lightning.models.base import DiscreteModel, LatentModel
     from vae_lightning.runs.trained import choose_split, open_checkpoint
-    from vae_lightning.visualization import explorer, explorer_page
+    from vae_lightning.visualization import code_page, drawings, explorer, explorer_page
 
     split = require("split", config.split, Split)
     sliders = require("sliders", config.sliders, PositiveInt)
@@ -44,13 +44,16 @@ def main(config: DictConfig) -> None:
         ) from error
     with listening, TemporaryDirectory() as scratch:
         data, file = trained.read_data(config.data), trained.file
-        model = trained.model
-        if not isinstance(model, LatentModel):
+        model, title = trained.model, f"{file}, {data.name} {split}"
+        if isinstance(model, LatentModel):
+            explored = explorer.explore(model, data, choose_split(data, split))
+            blocks = explorer_page.build(explored, sliders, title, scratch)
+        elif isinstance(model, DiscreteModel) and not drawings.missing("codes", model):
+            examples = next(iter(choose_split(data, split)))
+            blocks = code_page.build(code_page.CodeExplorer(model, data, examples), title, scratch)
+        else:
             named = override("checkpoint", file)
-            raise ConfigurationError(f"{named}: the model has no continuous latents")
-        explored = explorer.explore(model, data, choose_split(data, split))
-        title = f"{file}, {data.name} {split}"
-        blocks = explorer_page.build(explored, sliders, title, scratch)
+            raise ConfigurationError(f"{named}: the model has neither latents nor a grid of codes")
         log.info("http://%s:%d shows %s; Ctrl-C ends it", *listening.getsockname(), file)
         explorer_page.serve(blocks, listening)
 

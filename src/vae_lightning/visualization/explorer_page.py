@@ -107,17 +107,11 @@ WIPE = """() => {
 }"""
 
 
-def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
-    """Build the page as a ``gradio.Blocks``.
+def prepare(scratch: str) -> None:
+    """See to it that gradio, imported after this, asks no other machine for anything.
 
     Args:
-        explorer: the model and the split.
-        sliders: how many latents have one, the most active first.
-        title: what the page says above.
-        scratch: a folder for gradio's temporary files, which it doesn't remove.
-
-    Raises:
-        ImportError: gradio is missing.
+        scratch: a folder for its temporary files, which it doesn't remove.
     """
     # Before gradio is imported: no usage statistics, no check for updates, no Hugging Face hub.
     os.environ.update(
@@ -126,6 +120,21 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
     )
+
+
+def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
+    """Build the page as a ``gradio.Blocks``.
+
+    Args:
+        explorer: the model and the split.
+        sliders: how many latents have one, the most active first.
+        title: what the page says above.
+        scratch: see ``prepare``.
+
+    Raises:
+        ImportError: gradio is missing.
+    """
+    prepare(scratch)
     import gradio as gr
 
     seen = explorer.seen

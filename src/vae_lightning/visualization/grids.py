@@ -20,15 +20,20 @@ def reconstruction_grid(modality: Modality, originals: Tensor, reconstructions: 
     return modality.picture(torch.cat([originals, reconstructions]), columns=len(originals))
 
 
+def code_colours(code: Tensor) -> Tensor:
+    """Return a colour for each code of grids ``[n, h, w]``: ``[n, 3, h, w]`` in [0, 1]."""
+    hue = (code * 0.618034) % 1.0  # steps of the golden ratio: neighbouring numbers lie far apart
+    offsets = torch.tensor([1.0, 2 / 3, 1 / 3])[:, None, None]
+    colours: Tensor = (6 * ((hue[:, None] + offsets) % 1.0 - 0.5).abs() - 1).clamp(0, 1)
+    return colours
+
+
 def code_grid(modality: Modality, originals: Tensor, code: Tensor, decoded: Tensor) -> Tensor:
     """Draw images ``[n, C, H, W]``, below them their codes, and what these decode to.
 
     Each code of a grid ``[n, h, w]`` has a colour of its own. Returns ``[3, H, W]``.
     """
-    hue = (code * 0.618034) % 1.0  # steps of the golden ratio: neighbouring numbers lie far apart
-    offsets = torch.tensor([1.0, 2 / 3, 1 / 3])[:, None, None]
-    colours = (6 * ((hue[:, None] + offsets) % 1.0 - 0.5).abs() - 1).clamp(0, 1)
-    shown = torch.nn.functional.interpolate(colours, originals.shape[-2:])
+    shown = torch.nn.functional.interpolate(code_colours(code), originals.shape[-2:])
     rows = [each.expand(-1, 3, -1, -1) for each in (originals, shown, decoded)]
     return modality.picture(torch.cat(rows), columns=len(originals))
 
