@@ -16,6 +16,7 @@ from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import MOVED, check
 from vae_lightning.configuration.targets import TARGETS
 from vae_lightning.errors import ConfigurationError
+from vae_lightning.models.prior.model import Prior
 from vae_lightning.models.vqvae.model import VQVAE
 from vae_lightning.runs.directory import make_directory
 from vae_lightning.training.optimizers import Optimization
@@ -58,14 +59,16 @@ def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
         assert inspect.isclass(hydra.utils.get_class(target))
     ours = {target for target in TARGETS if target.startswith("vae_lightning")}
     assert set(targets(compose())) <= TARGETS
-    others = ("logger=csv", "model=vqvae")
+    others = ("logger=csv", "model=vqvae", "model=prior")
     composed = [compose(), *(compose(each) for each in others)]
     assert ours <= {target for each in composed for target in targets(each)} <= TARGETS
 
 
 def test_a_recipe_with_another_model_takes_the_keys_of_that_model():
     assert compose("experiment=vqvae", "model.codes=64").model.codes == 64
-    assert compose("experiment=vqvae", "model=vae", "model.latent_dim=3").model.latent_dim == 3
+    assert compose("experiment=prior", "data.run=first", "model.width=32").model.width == 32
+    with pytest.raises(ConfigurationError, match=r"unknown key model\.temperature"):
+        compose("experiment=vqvae", "model=vae")
     with pytest.raises(ConfigurationError, match=r"unknown key model\.latnet_dim"):
         compose("experiment=vqvae", "+model.latnet_dim=3")
     with pytest.raises(ConfigurationError, match=r"unknown key model\.codes"):
@@ -75,6 +78,7 @@ def test_a_recipe_with_another_model_takes_the_keys_of_that_model():
 PARTS = [
     ("model", "vae", VAE),
     ("model", "vqvae", VQVAE),
+    ("model", "prior", Prior),
     ("optimizer", "adam", Optimization),
     ("data", "mnist", MNISTDataModule),
 ]
@@ -149,12 +153,10 @@ MISTAKES = {
     "modle=vae": "unknown key modle: did you mean model?",
     "~callbacks.nosuch": (
         "unknown key callbacks.nosuch: "
-        "callbacks has best, dashboard, early_stopping, interpolation, kl"
+        "callbacks has best, code_grid, dashboard, early_stopping, interpolation, kl"
     ),
-    "model=nosuch": ("model=nosuch: not found; choose from conditional, convolutional, vae"),
-    "experiment=nosuch": (
-        "experiment=nosuch: not found; choose from aevb, iwae, jaanli, pytorch_example"
-    ),
+    "model=nosuch": ("model=nosuch: not found; choose from conditional, convolutional"),
+    "experiment=nosuch": ("experiment=nosuch: not found; choose from aevb, iwae, jaanli"),
     "optimizer=nosuch": (
         "optimizer=nosuch: not found; choose from adagrad, adam, adamw, rmsprop, sgd"
     ),
@@ -168,7 +170,7 @@ MISTAKES = {
         "Ambiguous value for argument 'model.latent_dim=2,5': "
         "a list is typed as [2,5]; --multirun trains once for each value"
     ),
-    "~model": "~model: a group can't be left out; choose from conditional, convolutional, vae",
+    "~model": "~model: a group can't be left out; choose from conditional, convolutional",
     "logger=null": "logger=null: a group can't be left out; choose from csv, none, tensorboard",
     "callbacks.last._target_=torch.hub.load": (
         f"callbacks.last._target_=torch.hub.load: {TARGETS_ONLY}"
@@ -192,13 +194,13 @@ MISTAKES = {
         "callbacks.early_stopping.min_delta=2: changes nothing without a patience; "
         "type callbacks.early_stopping.patience=… as well"
     ),
-    "callbacks=[]": "callbacks=[]: a group can't be left out; choose from best, dashboard",
-    "callbacks=[nosuch]": "callbacks=nosuch: not found; choose from best, dashboard, default, ",
-    "model=5": "model=5: not found; choose from conditional, convolutional, vae",
-    "model=": "model=: not found; choose from conditional, convolutional, vae",
+    "callbacks=[]": "callbacks=[]: a group can't be left out; choose from best, code_grid",
+    "callbacks=[nosuch]": "callbacks=nosuch: not found; choose from best, code_grid",
+    "model=5": "model=5: not found; choose from conditional, convolutional",
+    "model=": "model=: not found; choose from conditional, convolutional",
     "+model=null": "model=null: a group can't be left out; choose from conditional, convolutional",
-    "model=a/b": "model=a/b: not found; choose from conditional, convolutional, vae",
-    "experiment=5": "experiment=5: not found; choose from aevb, iwae, jaanli, pytorch_example",
+    "model=a/b": "model=a/b: not found; choose from conditional, convolutional",
+    "experiment=5": "experiment=5: not found; choose from aevb, iwae, jaanli",
     "++model.hidden_dims.a=1": (
         "++model.hidden_dims.a=1: model.hidden_dims holds a value, no settings; "
         "type model.hidden_dims=…"

@@ -119,16 +119,16 @@ def build(explorer: CodeExplorer, title: str, scratch: str) -> Any:
         gr.Markdown(f"### {markdown(title)}")
         code, cell = gr.State([]), gr.State(0)
         with gr.Row():
-            with gr.Column(min_width=220):
+            with gr.Column(min_width=180):
                 image = gr.HTML(elem_classes="picture", elem_id="image")
                 number = gr.Slider(
                     0, len(explorer.examples) - 1, 0, step=1, label=f"test {noun}", buttons=[]
                 )
                 again = gr.Button("Its own codes", size="sm")
-            with gr.Column(min_width=260):
+            with gr.Column(min_width=180):
                 gr.Markdown("**Click** a code of the grid:")
                 grid = gr.HTML(["", 0, 0], html_template=_CLICKED, js_on_load=PICK, elem_id="grid")
-            with gr.Column(min_width=260):
+            with gr.Column(min_width=180):
                 decoded = gr.HTML(elem_classes="picture", elem_id="decoded")
         gr.Markdown("**Choose** what stands there: each code, as a grid of it alone decodes")
         codebook = gr.HTML(
