@@ -397,7 +397,7 @@ def write_settings(directory):
 
 def write_points(directory):
     encoded = Encoded(torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, 3), None)
-    dashboard._write_embedding(directory, "00001", encoded)
+    dashboard._write_embedding(directory, "00001", "posterior_means", encoded)
 
 
 POINTS = "00001/posterior_means"

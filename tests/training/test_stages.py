@@ -40,6 +40,17 @@ def state_of(run):
     return torch.load(file, weights_only=True)["state_dict"]
 
 
+def test_a_stopped_vqvae_goes_on_bitwise_with_its_codebook(first, tmp_path, monkeypatch):
+    settings = (*VQVAE, "data.batch_size=64", "data.val_size=60", *FAST)
+    stopped = train_in(tmp_path, *settings, "trainer.max_epochs=1")
+    before = state_of(stopped)["model.quantizer.codebook"]
+    line = (f"resume={stopped}", "trainer.max_epochs=2")
+    typed("train", *line, directory=tmp_path, patch=monkeypatch)
+    ours, theirs = state_of(stopped), state_of(first)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert not torch.equal(before, ours["model.quantizer.codebook"])
+
+
 def test_the_prior_has_the_trained_weights_and_leaves_them(first, second):
     inner = "model.autoencoder."
     ours = {name: value for name, value in state_of(second).items() if name.startswith(inner)}

@@ -383,11 +383,19 @@ class DiscreteModel(Autoencoder):
     """A model whose code is a grid of whole numbers below ``codes``, of shape ``code_shape``.
 
     q(code|x) takes each position by itself: ∝ exp(score / τ) at a temperature τ. At τ = 0 it is
-    the code with the highest score.
+    the code with the highest score. log p(x|code) alone is no bound on log p(x).
+
+    Attributes:
+        codes: K.
+        code_shape: of the grid.
+        quantity_with_prior: what ``quantity`` is with a prior over the codes.
+        meaning_with_prior: what ``meaning`` is then.
     """
 
     codes: int
     code_shape: tuple[int, ...]
+    quantity_with_prior: Literal["mass", "density", "neither"] = "neither"
+    meaning_with_prior: str = "a prior's bound: not known to be a likelihood"
 
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:

@@ -225,7 +225,8 @@ def test_any_likelihood_is_taken(likelihood, values):
     loss, _ = model.loss(batch, noise_of(), 0)
     loss.sum().backward()
     assert torch.isfinite(loss).all()
-    assert model.quantity == ("density" if values == "continuous" else "mass")
+    assert model.quantity == "neither"  # without a prior
+    assert model.quantity_with_prior == ("density" if values == "continuous" else "mass")
 
 
 def test_a_model_is_rebuilt_from_its_settings_with_the_same_codebook(model):

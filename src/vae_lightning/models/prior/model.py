@@ -83,7 +83,8 @@ class Prior(base.CodePrior):
             raise ValueError(f"num_classes={num_classes}: the data has {labels}")
         kind = class_of("model.autoencoder.target", autoencoder.get("target"), DiscreteModel)  # type: ignore[type-abstract]
         self.autoencoder = kind(data, **autoencoder["settings"]).requires_grad_(False).eval()
-        self.quantity, self.meaning = self.autoencoder.quantity, self.autoencoder.meaning
+        self.quantity = self.autoencoder.quantity_with_prior
+        self.meaning = self.autoencoder.meaning_with_prior
         self.num_classes, self.temperature = num_classes, temperature
         positions = math.prod(self.autoencoder.code_shape)
         self.transformer = Transformer(

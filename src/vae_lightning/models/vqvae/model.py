@@ -114,8 +114,9 @@ class VQVAE(base.DiscreteModel):
             raise ValueError(
                 f"channels={list(channels)}: images of {size} can't be halved {len(channels)} times"
             )
-        self.quantity = kind_of_number(likelihood, data.values)
-        self.meaning = meaning(likelihood, self.quantity)
+        self.quantity_with_prior = kind_of_number(likelihood, data.values)
+        self.meaning_with_prior = meaning(likelihood, self.quantity_with_prior)
+        self.meaning = "log p(x|z) at the nearest codes: no bound on log p(x) without a prior"
         self.codes, self.code_shape = codes, (data.shape[1] // halved, data.shape[2] // halved)
         self.commitment = commitment
         self.temperatures = temperature, temperature_steps

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vae_lightning.models.base import Noise
 
 _SMOOTHING = 1e-5  # of the counts, as Laplace does, so that no code is divided by zero
-_DEAD = 0.1  # of an equal share of the positions: below it a code is moved to where some lie
+_DEAD = 0.5  # of an equal share of the positions: below it a code is moved to where some lie
 
 
 class Quantizer(nn.Module):
