@@ -39,10 +39,11 @@ def main(config: DictConfig) -> None:
     missing = {metric: measure.missing(metric, model) for metric in metrics}
     remarks = [f"no {metric}: {reason}" for metric, reason in missing.items() if reason]
     samples = typed_samples or measure.default_samples(model)
+    temperature = None
     if isinstance(model, CodePrior) and "log_marginal" in metrics:
-        chosen = measure.choose_temperature(model, data, samples)
+        temperature, chosen = measure.choose_temperature(model, data, samples)
         remarks.append(f"temperature: {chosen}")
-    figures = measure.evaluate(model, examples, metrics, samples, memory_mb)
+    figures = measure.evaluate(model, examples, metrics, samples, memory_mb, temperature)
     if missing.get("mutual_information") == "" and "mutual_information" not in figures:
         remarks.append("no mutual_information: the posterior isn't Gaussian")
     quality = {}

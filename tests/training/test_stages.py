@@ -6,7 +6,12 @@ import shutil
 import pytest
 import torch
 
+import vae_lightning
 from conftest import SUBSET, evaluated, train_in, typed
+from vae_lightning.errors import ConfigurationError
+from vae_lightning.models.base import target_of
+from vae_lightning.models.prior.model import Prior
+from vae_lightning.training import stages
 
 VQVAE = ("model=vqvae", "model.codes=8", "model.channels=[4,6]", "model.residual_channels=4")
 PRIOR = ("model=prior", "model.width=16", "model.layers=1", "data=codes", "data.batch_size=64")
@@ -96,6 +101,8 @@ def test_the_commands_need_the_prior_s_checkpoint_alone(second, tmp_path, monkey
     measured = evaluated(file, tmp_path, monkeypatch, "metrics=[bound,log_marginal]", "samples=3")
     figures = measured["figures"]
     assert figures["test/elbo"] < figures["test/log_marginal"]
+    trained = json.loads((second / "metrics.json").read_text())["figures"]
+    assert figures["test/elbo"] == pytest.approx(trained["test/elbo"], abs=1e-3)
     assert figures["test/elbo_of_nearest"] < figures["test/log_marginal"]
 
 
@@ -112,6 +119,17 @@ def test_lines_that_mean_nothing_are_refused(tmp_path, monkeypatch, arguments, m
     with pytest.raises(SystemExit, match=message):
         typed("train", *arguments, directory=tmp_path, patch=monkeypatch)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_run_that_was_trained_anew_is_refused(first, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(first, other, symlinks=True)
+    model = vae_lightning.load(other)
+    described = {"run": str(other), "step": 12, "sha256": "0" * 64}
+    settings = {"target": target_of(type(model)), "settings": model.settings, **described}
+    prior = Prior(model.data, settings, width=8, layers=1, heads=2)
+    with pytest.raises(ConfigurationError, match="its checkpoint is another one"):
+        stages.load(prior)
 
 
 def test_a_run_without_codes_is_refused(trained, tmp_path, monkeypatch):

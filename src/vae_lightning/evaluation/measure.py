@@ -61,9 +61,8 @@ def default_samples(model: Model) -> int:
     return 8 if isinstance(model, CodePrior) else 5000
 
 
-@torch.inference_mode()
-def choose_temperature(model: CodePrior, data: DataModule, samples: int) -> str:
-    """Set the temperature by which a prior draws codes to the best one on validation images.
+def choose_temperature(model: CodePrior, data: DataModule, samples: int) -> tuple[float, str]:
+    """Choose the temperature by which codes are drawn for log p(x), on validation images.
 
     Args:
         model: the prior, in evaluation mode.
@@ -71,24 +70,29 @@ def choose_temperature(model: CodePrior, data: DataModule, samples: int) -> str:
         samples: importance samples of the bound that decides; at most 8 are taken.
 
     Returns:
-        What was chosen and how, in words.
+        The best one, and how it was chosen, in words. ``bound`` keeps that of the training.
     """
+    trained_at = model.temperature
     if not data.holds_out:
-        return f"{model.temperature:g}, as in training: no validation images were held out"
-    trained_at, bounds = model.temperature, {}
+        return trained_at, f"{trained_at:g}, as in training: no validation images were held out"
+    bounds = {}
     for factor in TEMPERATURES:
-        model.temperature = round(factor * trained_at, 6)
-        examples = data.split("val", _TRIED)
-        figures = evaluate(model, examples, ["log_marginal"], min(samples, 8), 50)
-        bounds[model.temperature] = figures["log_marginal"]
-    model.temperature = max(bounds, key=lambda each: bounds[each])
+        tried, few = round(factor * trained_at, 6), min(samples, 8)
+        figures = evaluate(model, data.split("val", _TRIED), ["log_marginal"], few, 50, tried)
+        bounds[tried] = figures["log_marginal"]
+    best = max(bounds, key=lambda each: bounds[each])
     count = min(_TRIED, len(data.val_indices))
-    return f"{model.temperature:g}, the best of {len(bounds)} on {count} validation images"
+    return best, f"{best:g} for log p(x), the best of {len(bounds)} on {count} validation images"
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Model, batches: Batches, metrics: Sequence[Metric], samples: int, memory_mb: int
+    model: Model,
+    batches: Batches,
+    metrics: Sequence[Metric],
+    samples: int,
+    memory_mb: int,
+    temperature: float | None = None,
 ) -> dict[str, Any]:
     """Measure a model over a split.
 
@@ -103,6 +107,7 @@ def evaluate(
             A model without what a metric needs goes without it: see ``missing``.
         samples: importance samples per example.
         memory_mb: about how much memory the decoded samples may take.
+        temperature: by which a prior's codes are drawn for log p(x); None: as in training.
 
     Returns:
         Figures in nats per example by name, each mean with its standard error over the examples
@@ -116,7 +121,8 @@ def evaluate(
         for batch in batches:
             here = batch.to(model.device)
             memory = memory_mb * 1_000_000
-            for name, part in _measure(model, here, metrics, samples, memory, bar).items():
+            parts = _measure(model, here, metrics, samples, memory, bar, temperature)
+            for name, part in parts.items():
                 shown.setdefault(name, []).append(part.cpu().double())
     values = {name: torch.cat(parts) for name, parts in shown.items()}
     figures: dict[str, Any] = {}
@@ -157,6 +163,7 @@ def _measure(
     samples: int,
     memory: int,
     bar: "tqdm[Any]",
+    temperature: float | None = None,
 ) -> dict[str, Tensor]:
     """Return what was asked for of each example of a batch: ``[B]``, or ``[B, D]``."""
     values: dict[str, Tensor] = {}
@@ -174,7 +181,11 @@ def _measure(
         if "log_marginal" in metrics:
             return values | _log_marginal(model, batch, samples, memory, bar)
     if isinstance(model, CodePrior) and "log_marginal" in metrics:
-        return values | _log_marginal_of_codes(model, batch, samples, bar)
+        drawn_at, model.temperature = model.temperature, temperature or model.temperature
+        try:
+            return values | _log_marginal_of_codes(model, batch, samples, memory, bar)
+        finally:
+            model.temperature = drawn_at
     bar.update(len(batch.x))
     return values
 
@@ -212,25 +223,32 @@ def _log_marginal(
             estimate.update(model.log_likelihood(part, z) - ratio)
             bar.update(count * len(rows))
         estimates.append(estimate)
+    return _joined(estimates)
+
+
+def _log_marginal_of_codes(
+    model: CodePrior, batch: Batch, samples: int, memory: int, bar: "tqdm[Any]"
+) -> dict[str, Tensor]:
+    """Return the same for a prior over codes, which are drawn from q(z|x)."""
+    together = max(1, memory // (4 * model.numbers_per_example(training=True)))
+    estimates = []
+    for rows in torch.split(torch.arange(len(batch.x), device=model.device), together):
+        part, estimate = batch.take(rows), ImportanceEstimate(len(rows))
+        scores = model.autoencoder.scores(model.autoencoder.embed(part))
+        for number in range(samples):
+            noise = EvaluationNoise(part.indices, first_sample=number)
+            log_likelihood, log_prior, log_q = model.drawn(part, scores, noise)
+            estimate.update(log_likelihood + log_prior - log_q)
+            bar.update(len(rows))
+        estimates.append(estimate)
+    return _joined(estimates)
+
+
+def _joined(estimates: Sequence[ImportanceEstimate]) -> dict[str, Tensor]:
     return {
         name: torch.cat([getattr(each, name) for each in estimates])
         for name in ("log_marginal", "effective_samples", "variance")
     }
-
-
-def _log_marginal_of_codes(
-    model: CodePrior, batch: Batch, samples: int, bar: "tqdm[Any]"
-) -> dict[str, Tensor]:
-    """Return the same for a prior over codes, which are drawn from q(z|x)."""
-    estimate = ImportanceEstimate(len(batch.x))
-    scores = model.autoencoder.scores(model.autoencoder.embed(batch))
-    for number in range(samples):
-        noise = EvaluationNoise(batch.indices, first_sample=number)
-        log_likelihood, log_prior, log_q = model.drawn(batch, scores, noise)
-        estimate.update(log_likelihood + log_prior - log_q)
-        bar.update(len(batch.x))
-    names = ("log_marginal", "effective_samples", "variance")
-    return {name: getattr(estimate, name) for name in names}
 
 
 def _bytes_per_sample(model: LatentModel) -> int:

@@ -1,5 +1,6 @@
 """A second stage: training a prior over the codes of a run that was trained before."""
 
+import hashlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vae_lightning.configuration.building import class_of, require
+from vae_lightning.configuration.paths import expanded
 from vae_lightning.configuration.quoting import override, printable
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import CodePrior, DiscreteModel, Model, target_of
@@ -50,8 +52,9 @@ def resolve(config: DictConfig) -> None:
     described = {
         "target": target_of(type(model)),
         "settings": model.settings,
-        "run": run,
+        "run": str(Path(expanded(run)).absolute()),
         "step": content["global_step"],
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
     with open_dict(config):
         config.data = {"_target_": target_of(trained_on), **settings, **data}
@@ -67,11 +70,11 @@ def load(model: Model) -> None:
     if not isinstance(model, CodePrior):
         return
     described: dict[str, Any] = model.settings["autoencoder"]
-    _, content, trained = _open(described["run"])
-    if content["global_step"] != described["step"]:
+    file, _, trained = _open(described["run"])
+    if hashlib.sha256(file.read_bytes()).hexdigest() != described["sha256"]:
         raise ConfigurationError(
-            f"{override('data.run', described['run'])}: is at step {content['global_step']} now, "
-            f"and was at step {described['step']} when this run began"
+            f"{override('data.run', described['run'])}: its checkpoint is another one than when "
+            "this run was begun; begin a new run"
         )
     model.autoencoder.load_state_dict(trained.state_dict())
 
@@ -82,7 +85,8 @@ def _open(run: str) -> tuple[Path, dict[str, Any], DiscreteModel]:
     try:
         file = checkpoints.find_checkpoint(run)
     except FileNotFoundError as error:
-        raise ConfigurationError(f"{typed}: {printable(error)}") from error
+        problem = printable(error).partition(": ")[2]  # what comes before names another key
+        raise ConfigurationError(f"{typed}: {problem}") from error
     content = checkpoints.read(file)
     model = checkpoints.build_model(file, content)
     if not isinstance(model, DiscreteModel):

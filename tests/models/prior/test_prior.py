@@ -183,6 +183,24 @@ def test_samples_are_images_and_a_function_of_the_noise():
     assert not torch.equal(samples[0], samples[2])
 
 
+@torch.no_grad()
+def test_of_codes_that_are_equally_likely_no_more_than_k_are_drawn():
+    model = build(DataSpec((1, 4, 2), "binary"), codes=6)
+    for weight in model.transformer.logits.parameters():
+        torch.nn.init.zeros_(weight)
+    code = model.draw_grids(500, SamplingNoise(500, 1), top_k=2)
+    assert len(code.unique()) == 2
+
+
+@torch.no_grad()
+def test_grids_are_the_same_however_many_are_drawn_together(monkeypatch):
+    spec = DataSpec((1, 4, 2), "binary", class_names=("a", "b", "c"))
+    model = build(spec, num_classes=3)
+    together = model.sample(7, SamplingNoise(7, 1))
+    monkeypatch.setattr("vae_lightning.models.prior.model._DRAWN_TOGETHER", 3)
+    torch.testing.assert_close(model.sample(7, SamplingNoise(7, 1)), together)
+
+
 def test_codes_without_probability_are_never_chosen():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0]])
     uniform = torch.tensor([0.0, 0.2, 0.99999994])[:, None]

@@ -20,7 +20,7 @@ from vae_lightning.models import base
 from vae_lightning.models.base import Batch, DataSpec, DiscreteModel, Export, Figure, Noise
 from vae_lightning.models.prior.transformer import Cache, Transformer
 
-_DECODED_TOGETHER = 500
+_DRAWN_TOGETHER = 500  # the keys and values of so many fit into a processor's cache
 
 
 class Prior(base.CodePrior):
@@ -118,7 +118,8 @@ class Prior(base.CodePrior):
 
     def loss(self, batch: Batch, noise: Noise, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return −log p(z) of codes drawn now, ``[B]``, and its term, ``[B]``."""
-        with torch.no_grad():
+        # Half precision would choose other codes than evaluation does.
+        with torch.no_grad(), torch.autocast(batch.x.device.type, enabled=False):
             scores = self.autoencoder.scores(self.autoencoder.embed(batch))
             code = base.draw_codes(scores, noise, self.temperature)[0]
         log_prior = self.log_prior(code, batch.y)
@@ -162,9 +163,7 @@ class Prior(base.CodePrior):
         if self.num_classes and y is None:
             y = noise.integers(self.num_classes)
         code = self.draw_grids(n, noise, y, temperature, top_k)
-        parts = [
-            self.autoencoder.decode_codes(part) for part in torch.split(code, _DECODED_TOGETHER)
-        ]
+        parts = [self.autoencoder.decode_codes(part) for part in torch.split(code, _DRAWN_TOGETHER)]
         return torch.cat(parts)
 
     def draw_grids(
@@ -176,22 +175,37 @@ class Prior(base.CodePrior):
         top_k: int | None = None,
     ) -> Tensor:
         """Return grids drawn from the prior, ``[n, *grid]``: see ``sample``."""
-        labels = None if y is None else y.to(self.device)
         uniform = noise.uniform(self.transformer.position.shape[0])[0].to(self.device)
-        before = self._labels(labels, n, self.device)
+        labels = self._labels(None if y is None else y.to(self.device), n, self.device)
+        parts = [
+            self._draw(*part, temperature, top_k)
+            for part in zip(
+                torch.split(uniform, _DRAWN_TOGETHER),
+                torch.split(labels, _DRAWN_TOGETHER),
+                strict=True,
+            )
+        ]
+        return torch.cat(parts).view(n, *self.autoencoder.code_shape)
+
+    def _draw(
+        self, uniform: Tensor, labels: Tensor, temperature: float, top_k: int | None
+    ) -> Tensor:
+        """Return rows of codes, by a uniform number for each ``[B, P]`` and labels ``[B]``."""
+        before = labels
         caches: Sequence[Cache | None] = [None] * len(self.transformer.blocks)
         drawn = []
         for position in range(uniform.shape[1]):
             logits, caches = self.transformer.step(before, position, caches)
             if top_k is not None and top_k < logits.shape[-1]:
-                lowest = logits.topk(top_k).values[:, -1:]
-                logits = logits.masked_fill(logits < lowest, -math.inf)
+                likely = logits.topk(top_k)
+                hidden = torch.full_like(logits, -math.inf)
+                logits = hidden.scatter_(1, likely.indices, likely.values)
             if temperature:
                 before = base.choose(logits / temperature, uniform[None, :, position])[0]
             else:
                 before = logits.argmax(-1)
             drawn.append(before)
-        return torch.stack(drawn, 1).view(n, *self.autoencoder.code_shape)
+        return torch.stack(drawn, 1)
 
     def exports(self) -> dict[str, Export]:
         """Return the parts of the trained model, and the prior's logits."""

@@ -150,9 +150,9 @@ class VQVAE(base.DiscreteModel):
         """Return −log p(x|z) plus the commitment cost, ``[B]``, and its terms, ``[B]``."""
         embedded = self.embed(batch)
         temperature = self.temperature_at(step)
-        with torch.no_grad():
-            scores = self.scores(embedded)
-            code = base.draw_codes(scores, noise, temperature)[0]
+        # Half precision would choose other codes than evaluation does.
+        with torch.no_grad(), torch.autocast(batch.x.device.type, enabled=False):
+            code = base.draw_codes(self.scores(embedded), noise, temperature)[0]
         chosen = self.quantizer(code)
         if self.training:
             self.quantizer.see(embedded, code, batch.first, batch.total)
