@@ -27,7 +27,7 @@ train: $(READY)  ## train, test and draw the default model; overrides in ARGS="m
 RUN := outputs/vqvae
 
 .PHONY: vqvae
-vqvae: $(READY)  ## train a VQ-VAE and then a prior over its codes, in about twenty minutes; the directory in RUN=outputs/vqvae
+vqvae: $(READY)  ## train a VQ-VAE and then a prior over its codes, in about seven minutes; the directory in RUN=outputs/vqvae
 	$(BIN)/python -m vae_lightning.train experiment=vqvae hydra.run.dir=$(RUN)/codes
 	$(BIN)/python -m vae_lightning.train experiment=prior data.run=$(RUN)/codes hydra.run.dir=$(RUN)/prior
 
