@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -71,9 +72,15 @@ def point(link: Path, name: str) -> None:
 def append(path: Path) -> io.FileIO:
     """Open a file to write at its end, unbuffered; it is made if it isn't there.
 
+    A file with a second name, as a backup of hard links has, is copied first: the other stays.
+
     Raises:
         OSError: it can't be opened, or a link or something else than a file lies there.
     """
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            write(path, path.read_bytes())
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -269,6 +269,7 @@ def step_to_resume(
     with _refusing_to_resume(directory, step):
         _check_fields(content, _FIELDS | _FIELDS_TO_RESUME)
         _check_progress(content, step, trainer)
+        _check_files_of_callbacks(content)
     saved, built = _settings(content), _settings(hyper_parameters(module, data))
     # Other processes may share a batch.
     if "data.batch_size" in saved:
@@ -350,6 +351,23 @@ def _check_fields(content: Any, fields: Mapping[tuple[str, ...], type]) -> None:
     for name in (_OF_MODULE, _OF_DATA):
         if not _is_plain(content[name]):
             raise ValueError(f"{name} holds more than plain values")
+
+
+def _check_files_of_callbacks(content: Mapping[str, Any]) -> None:
+    """Check that a ModelCheckpoint remembers only files of its own folder: it deletes them.
+
+    Raises:
+        ValueError: it names others.
+    """
+    for state in content.get("callbacks", {}).values():
+        if not isinstance(state, dict) or "dirpath" not in state:
+            continue
+        folder = Path(str(state["dirpath"])).resolve()
+        named = [*state.get("best_k_models", {})]
+        named += [value for key, value in state.items() if key.endswith("_model_path")]
+        for file in named:
+            if file and not Path(str(file)).resolve().is_relative_to(folder):
+                raise ValueError("callbacks: a ModelCheckpoint names files of other folders")
 
 
 def _is_plain(value: Any) -> bool:
@@ -521,13 +539,19 @@ def _check_sizes(weights: Mapping[str, torch.Tensor], sketch: Model, size: int) 
         size: of the file, in bytes. A tensor in it may repeat the same few numbers.
 
     Raises:
-        ValueError: it has other weights, or they are larger than the file.
+        ValueError: it has other weights, they are larger than the file, or not finite.
     """
     expected = sketch.state_dict(keep_vars=True)
     if {name: weight.shape for name, weight in weights.items()} != {
         name: weight.shape for name, weight in expected.items()
     }:
         raise ValueError("the weights are those of another model")
+    for name, weight in weights.items():
+        real = weight.is_floating_point()
+        if real != expected[name].is_floating_point():
+            raise ValueError("the weights are of another type")
+        if real and not torch.isfinite(weight).all():
+            raise ValueError("the weights are not finite")
     once = {id(weight): weight.numel() for weight in expected.values()}  # some may be shared
     smallest = min((weight.element_size() for weight in weights.values()), default=0)
     if sum(once.values()) * smallest > size:

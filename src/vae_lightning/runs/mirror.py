@@ -415,6 +415,12 @@ def begin(config: DictConfig, directory: Path) -> Mirror | None:
     """
     if config.get("mirror") is None or config.trainer.get("fast_dev_run"):
         return None
+    if config.mirror.startswith("file:"):
+        place = Path(config.mirror.removeprefix("file://")).resolve()
+        if place.is_relative_to(directory.resolve()):
+            raise ConfigurationError(
+                f"mirror={config.mirror}: lies in the run directory itself; name a folder elsewhere"
+            )
     mirror = Mirror(config.mirror, directory)
     mirror.begin(fresh=config.resume is None)
     return mirror

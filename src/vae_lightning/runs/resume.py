@@ -1,8 +1,9 @@
 """Resume a run where it stopped: its stored configuration and its newest whole checkpoint."""
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ REPLACEABLE = (
     "mirror",
 )
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
+
+_RUN_DIRECTORY = "${hydra:runtime.output_dir}"
 
 SCHEDULES = ("optimizer.schedule", "model.kl_schedule")
 """The keys of schedules, which depend on the length of the run."""
@@ -90,6 +93,7 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
         UnicodeDecodeError,
         yaml.YAMLError,
         OmegaConfBaseException,
+        RecursionError,  # of lists in lists, a thousand deep
     ) as error:
         raise ConfigurationError(
             f"{named}: no run directory that train has made ({printable(error)[:100]})"
@@ -102,8 +106,10 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
     processes = _processes(config)
     _find_data(config, begun_in)
     place = config.mirror = address or config.get("mirror")
-    for override in OverridesParser.create().parse_overrides(list(typed)):
+    replaced = OverridesParser.create().parse_overrides(list(typed))
+    for override in replaced:
         _replace(config, override, composed)
+    _refuse_places_elsewhere(config, directory, {each.key_or_group for each in replaced})
     _find_data(config, Path.cwd())
     if max_epochs != config.trainer.max_epochs:
         _refuse_another_length(config)
@@ -138,6 +144,33 @@ def _without_own_files(overrides: Sequence[object]) -> tuple[list[str], set[str]
         else:
             kept.append(each.input_line or "")
     return kept, own
+
+
+_PLACES = {"callbacks": ("dirpath", "filename"), "logger": ("save_dir", "name", "version")}
+"""What says where a callback or a logger writes, by the group."""
+
+
+def _refuse_places_elsewhere(config: DictConfig, directory: Path, typed: Set[str]) -> None:
+    """Check that a stored configuration writes into the run directory and nowhere else.
+
+    Raises:
+        ConfigurationError: it names another place, which wasn't typed now.
+    """
+    for group, keys in _PLACES.items():
+        parts: Any = OmegaConf.to_container(config.get(group) or OmegaConf.create(), resolve=False)
+        for name, key in itertools.product(parts, keys):
+            value = parts[name].get(key) if isinstance(parts[name], dict) else None
+            place = f"{group}.{name}.{key}"
+            above = {group, f"{group}.{name}", place}
+            if not isinstance(value, str) or value == _RUN_DIRECTORY or above & typed:
+                continue
+            path = Path(value) if key in ("dirpath", "save_dir") else directory / value
+            if "${" in value or not path.resolve().is_relative_to(directory.resolve()):
+                raise ConfigurationError(
+                    f"{quoting.override('resume', directory)}: its configuration writes to another "
+                    f"place, {printable(place)}={printable(value)[:100]}; if that is yours, type "
+                    f"{printable(f'{group}.{name}')} beside it, as when the run was begun"
+                )
 
 
 def _find_data(config: DictConfig, begun_in: Path) -> None:

@@ -143,13 +143,15 @@ class BestCheckpoint(Checkpoint):
         self.sign = 1 if mode == "max" else -1
         self.best = -math.inf
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the best value so far."""
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far, and of what."""
+        return {"best": self.best, "monitor": self.monitor, "sign": self.sign}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Go on from there."""
-        self.best = float(state_dict["best"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; from nothing, if another figure chooses the best from now on."""
+        kept = (state_dict.get("monitor", self.monitor), state_dict.get("sign", self.sign))
+        if kept == (self.monitor, self.sign):
+            self.best = float(state_dict["best"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at a figure of the validation; Lightning's sanity check publishes none."""
