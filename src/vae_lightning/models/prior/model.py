@@ -20,7 +20,7 @@ from vae_lightning.models import base
 from vae_lightning.models.base import Batch, DataSpec, DiscreteModel, Export, Figure, Noise
 from vae_lightning.models.prior.transformer import Cache, Transformer
 
-_DRAWN_TOGETHER = 500  # the keys and values of so many fit into a processor's cache
+_DRAWN_TOGETHER = 500  # grids whose keys and values are held at once: 37 MB by default
 
 
 class Prior(base.CodePrior):
