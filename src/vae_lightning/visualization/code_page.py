@@ -9,7 +9,8 @@ from vae_lightning.configuration.quoting import markdown
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.data.modality import png
 from vae_lightning.models.base import Batch, DiscreteModel
-from vae_lightning.visualization.explorer_page import PICK, figure, prepare, uri
+from vae_lightning.visualization.drawings import images_of_codes
+from vae_lightning.visualization.explorer_page import PICK, QUICK, figure, prepare, uri
 from vae_lightning.visualization.grids import code_colours
 
 PALETTE_COLUMNS = 16
@@ -46,11 +47,9 @@ class CodeExplorer:
         """Return the image ``[C, H, W]`` of a grid ``[h, w]``."""
         return self.model.decode_codes(code[None])[0].float().cpu()
 
-    @torch.inference_mode()
     def palette(self) -> Tensor:
         """Return what a grid of each code alone decodes to, as one picture ``[3, H, W]``."""
-        grids = torch.arange(self.model.codes).view(-1, 1, 1).expand(-1, *self.model.code_shape)
-        images = self.model.decode_codes(grids.contiguous()).float().cpu()
+        images = images_of_codes(self.model)
         missing = -len(images) % PALETTE_COLUMNS
         rows = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
         rows = rows.expand(-1, 3, -1, -1).reshape(-1, PALETTE_COLUMNS, 3, *rows.shape[-2:])
@@ -134,16 +133,10 @@ def build(explorer: CodeExplorer, title: str, scratch: str) -> Any:
         codebook = gr.HTML(
             [palette, 0, 0], html_template=_CLICKED, js_on_load=PICK, elem_id="palette"
         )
-        quick: Any = {
-            "queue": False,
-            "show_progress": "hidden",
-            "trigger_mode": "always_last",
-            "api_visibility": "private",
-        }
         everything = [code, cell, image, grid, codebook, decoded]
-        number.input(take, [number], everything, **quick)
-        again.click(take, [number], everything, **quick)
-        grid.pick(picked, [code], [cell, grid, codebook, decoded], **quick)
-        codebook.pick(chosen, [code, cell], [code, grid, codebook, decoded], **quick)
-        blocks.load(take, [number], everything, **quick)
+        number.input(take, [number], everything, **QUICK)
+        again.click(take, [number], everything, **QUICK)
+        grid.pick(picked, [code], [cell, grid, codebook, decoded], **QUICK)
+        codebook.pick(chosen, [code, cell], [code, grid, codebook, decoded], **QUICK)
+        blocks.load(take, [number], everything, **QUICK)
     return blocks

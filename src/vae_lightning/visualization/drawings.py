@@ -80,6 +80,14 @@ def count_codes(model: DiscreteModel, batches: Iterable[Batch]) -> Tensor:
     return counts
 
 
+@torch.no_grad()
+def images_of_codes(model: DiscreteModel) -> Tensor:
+    """Return what a grid of each code alone decodes to, ``[K, ...]``, on the CPU."""
+    code = torch.arange(model.codes).view(-1, *[1] * len(model.code_shape))
+    grids_of_one = code.expand(-1, *model.code_shape).contiguous()
+    return model.decode_codes(grids_of_one.to(model.device)).float().cpu()
+
+
 def missing(name: Drawing, model: Model) -> str:
     """Return why there is no such drawing of a model; empty: there is one."""
     if name == "samples":

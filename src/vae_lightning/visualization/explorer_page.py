@@ -107,6 +107,18 @@ WIPE = """() => {
 }"""
 
 
+QUICK: Any = {
+    "queue": False,
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+    "api_visibility": "private",
+}
+"""How the page's functions are called: directly, without gradio's queue.
+
+Of the slider moves that arrive while one is answered, only the last counts.
+"""
+
+
 def prepare(scratch: str) -> None:
     """See to it that gradio, imported after this, asks no other machine for anything.
 
@@ -261,25 +273,17 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
                     for d in shown
                 ]
                 home = gr.Button("All latents to 0", size="sm")
-        # Call the functions directly, without gradio's queue. Of the slider moves that arrive while
-        # one is answered, only the last counts.
-        quick: Any = {
-            "queue": False,
-            "show_progress": "hidden",
-            "trigger_mode": "always_last",
-            "api_visibility": "private",
-        }
         everything = [code, label, decoded, place, image, reconstruction, *moving]
         for slider in moving:
-            slider.input(moved, [code, label, *moving], [decoded, place], **quick)
-        label.input(moved, [code, label, *moving], [decoded, place], **quick)
-        place.pick(picked, None, everything, **quick)
+            slider.input(moved, [code, label, *moving], [decoded, place], **QUICK)
+        label.input(moved, [code, label, *moving], [decoded, place], **QUICK)
+        place.pick(picked, None, everything, **QUICK)
         if explorer.takes_drawings:
             place.pick(None, js=WIPE)
-            canvas.drawn(drawn, [label], everything, **quick)
+            canvas.drawn(drawn, [label], everything, **QUICK)
             clear.click(None, js=WIPE)
-        home.click(start, [label], everything, **quick)
-        blocks.load(start, [label], everything, **quick)
+        home.click(start, [label], everything, **QUICK)
+        blocks.load(start, [label], everything, **QUICK)
     return blocks
 
 

@@ -63,7 +63,7 @@ def test_grid_depth_and_colours_follow_the_settings(spec, channels, grid):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": [2, 2, 2]}, r"^channels=\[2, 2, 2\]: images of 28×28 can"),
+        ({"channels": [2, 2, 2]}, r"^channels=\[2, 2, 2\]: each layer halves the sides 28 and 28"),
         ({"codes": 1}, "codes"),
         ({"decay": 1.0}, "decay"),
         ({"commitment": -1.0}, "commitment"),

@@ -153,7 +153,7 @@ class ConvolutionalEncoder(nn.Module):
             ValueError: the sides can't be halved so often.
         """
         super().__init__()
-        height, width = _halved(image_shape, channels)
+        height, width = halved(image_shape, channels)
         self.convolutions = nn.Sequential(
             *(
                 layer
@@ -196,7 +196,7 @@ class ConvolutionalDecoder(nn.Module):
             ValueError: the sides can't be halved so often.
         """
         super().__init__()
-        height, width = _halved(output_shape, channels)
+        height, width = halved(output_shape, channels)
         self.stem = MLPDecoder(
             latent_dim, hidden_dims, (channels[0], height, width), activation, num_classes
         )
@@ -233,8 +233,12 @@ class MeanDecoder(nn.Module):
         return mean
 
 
-def _halved(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
-    """Return the sides that are left when each layer has halved them."""
+def halved(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
+    """Return the sides that are left when each layer has halved them.
+
+    Raises:
+        ValueError: they can't be halved so often.
+    """
     height, width = shape[-2:]
     parts = 2 ** len(channels)
     if height % parts or width % parts:

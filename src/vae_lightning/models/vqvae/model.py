@@ -25,6 +25,7 @@ from vae_lightning.models.likelihoods import (
     meaning,
 )
 from vae_lightning.models.noise import keyed_generator
+from vae_lightning.models.vae.networks import halved
 from vae_lightning.models.vqvae.quantizer import Quantizer
 
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -108,16 +109,10 @@ class VQVAE(base.DiscreteModel):
         super().__init__(data, base.arguments(locals(), "data"))
         if len(data.shape) != 3:
             raise ValueError(f"model=vqvae: needs images [C, H, W], and these are {data.shape}")
-        halved = 2 ** len(channels)
-        if data.shape[1] % halved or data.shape[2] % halved:
-            size = "×".join(map(str, data.shape[1:]))
-            raise ValueError(
-                f"channels={list(channels)}: images of {size} can't be halved {len(channels)} times"
-            )
         self.quantity_with_prior = kind_of_number(likelihood, data.values)
         self.meaning_with_prior = meaning(likelihood, self.quantity_with_prior)
         self.meaning = "log p(x|z) at the nearest codes: no bound on log p(x) without a prior"
-        self.codes, self.code_shape = codes, (data.shape[1] // halved, data.shape[2] // halved)
+        self.codes, self.code_shape = codes, halved(data.shape, channels)
         self.commitment = commitment
         self.temperatures = temperature, temperature_steps
         self.family = Likelihood(likelihood, pixel_scale)

@@ -22,7 +22,7 @@ from vae_lightning.runs import atomic_files
 from vae_lightning.runs.loggers import EventWriter, RunLogger
 from vae_lightning.runs.provenance import versions
 from vae_lightning.training.callbacks.looking import Look, data_of, model_of
-from vae_lightning.visualization.drawings import Encoded, encode
+from vae_lightning.visualization.drawings import Encoded, encode, images_of_codes
 
 TRAINER_SETTINGS = (
     "max_epochs",
@@ -140,10 +140,8 @@ class Projector(Look):
 def _codebook(model: DiscreteModel) -> Encoded:
     """Return the codes as points, each with its number and the image of a grid of it alone."""
     assert model.code_vectors is not None
-    code = torch.arange(model.codes)
-    grids = code.view(-1, *[1] * len(model.code_shape)).expand(-1, *model.code_shape)
-    images = model.decode_codes(grids.contiguous().to(model.device))
-    return Encoded(images.float().cpu(), code, model.code_vectors.float().cpu(), None)
+    points = model.code_vectors.float().cpu()
+    return Encoded(images_of_codes(model), torch.arange(model.codes), points, None)
 
 
 def _write_embedding(folder: Path, step: str, name: str, encoded: Encoded) -> None:
