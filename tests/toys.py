@@ -194,10 +194,9 @@ class Letters:
         cells = (x.float() / 5).clamp(0, 1).repeat_interleave(4, -1)
         return cells[None].repeat_interleave(4, -2).expand(3, -1, -1)
 
-    def write(self, x, stem):
-        file = stem.with_name(f"{stem.name}.txt")
-        file.write_text("".join("abcde"[token] for token in x.tolist()) + "\n")
-        return file
+    @property
+    def formats(self):
+        return {"txt": lambda x: ("".join("abcde"[token] for token in x.tolist()) + "\n").encode()}
 
     def read(self, folder, shape):
         files = sorted(Path(folder).glob("*.txt"))

@@ -29,8 +29,7 @@ def test_a_picture_without_colour_is_written_as_one_channel_and_one_with_as_thre
 
 def test_an_image_is_written_as_a_png_that_reads_back_as_it_was(tmp_path):
     image = (torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
-    file = IMAGES.write(image, tmp_path / "new" / "digit.0")
-    assert file == tmp_path / "new" / "digit.0.png"
-    images, names = IMAGES.read(file.parent, (1, 28, 28))
+    (tmp_path / "digit.0.png").write_bytes(IMAGES.formats["png"](image))
+    images, names = IMAGES.read(tmp_path, (1, 28, 28))
     assert names == ["digit.0.png"]
     assert torch.equal(images[0], (image * 255).round().to(torch.uint8))

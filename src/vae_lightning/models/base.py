@@ -63,13 +63,14 @@ class DataSpec:
     Attributes:
         shape: of one example: ``(1, 28, 28)``, ``(3, 32, 32)``, or ``(64,)`` for 64 tokens.
         values: ``unit``: one of 256 levels in [0, 1]; ``continuous``: any number in [0, 1];
-            ``binary``: 0 or 1; ``tokens``: whole numbers below ``vocabulary``.
+            ``binary``: 0 or 1; ``tokens``: whole numbers below ``vocabulary``; ``sets``: the same,
+            of which each step lists some above 1 in ascending order, then 1, then 0.
         vocabulary: how many tokens there are; 0 for other values.
         class_names: names of the labels; empty where there are none.
     """
 
     shape: tuple[int, ...]
-    values: Literal["unit", "continuous", "binary", "tokens"]
+    values: Literal["unit", "continuous", "binary", "tokens", "sets"]
     vocabulary: int = 0
     class_names: tuple[str, ...] = ()
 
@@ -77,6 +78,16 @@ class DataSpec:
         """Take lists as well, which is what checkpoints and JSON hold."""
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """Whether values are whole numbers with a meaning of their own, as in music."""
+        return self.values in ("tokens", "sets")
+
+    @property
+    def has_voices(self) -> bool:
+        """Whether an example is music, ``[T, V]``: steps of voices."""
+        return self.values == "tokens" and len(self.shape) == 2
 
     def stored(self) -> dict[str, Any]:
         """Return the spec as a checkpoint holds it: plain values, lists instead of tuples."""
@@ -92,11 +103,14 @@ class Figure:
         label: its name in tables and charts.
         unit: ``nats`` are per example; empty for shares and counts.
         better: ``max``, ``min``, or ``none`` where neither end is better.
+        per: the count that ``measure`` returns with it, by whose sum its sum is divided: accuracies
+            are per token, not per example. Empty: the figure is a mean over examples.
     """
 
     label: str
     unit: str = "nats"
     better: Literal["max", "min", "none"] = "max"
+    per: str = ""
 
 
 class Noise(Protocol):
@@ -172,6 +186,8 @@ class Model(nn.Module, ABC):
         data: the spec of the data.
         settings: the constructor's other arguments, as they were given.
         figures: what ``measure`` returns, by name and in order.
+        shown: figures that a run's table shows beside the terms.
+        importance_samples: how many an example gets in log p(x), if nothing else is asked for.
         terms: what ``loss`` returns beside the loss; each has its ``Figure``.
         criterion: the figure that chooses the best checkpoint of a run.
         comparison: the figure by which runs and trials of other settings compare; by default the
@@ -185,6 +201,8 @@ class Model(nn.Module, ABC):
     terms: ClassVar[Sequence[str]] = ("elbo",)
     figures: Mapping[str, Figure] = MappingProxyType({"elbo": Figure("ELBO")})
     criterion: str = "elbo"
+    shown: ClassVar[Sequence[str]] = ()
+    importance_samples: ClassVar[int] = 5000
     comparison: str = ""
     num_classes: int = 0
     quantity: Literal["mass", "density", "neither"] = "neither"
