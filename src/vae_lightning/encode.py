@@ -30,7 +30,10 @@ def main(config: DictConfig) -> None:
     from vae_lightning.training.trainer import choose_accelerator
 
     split = require("split", config.split, Split)
-    folder = require("images", config.images, str | None)
+    key = "images" if config.images is not None else "music"
+    folder = require(key, config[key], str | None)
+    if config.images is not None and config.music is not None:
+        raise ConfigurationError("images= and music=: type one of the two")
     label = require("label", config.label, NonNegativeInt | None)
     device = choose_accelerator(config.trainer.accelerator)
     trained = open_checkpoint(config)
@@ -40,11 +43,14 @@ def main(config: DictConfig) -> None:
         raise ConfigurationError(f"{named}: a {model.describe()} has no codes")
     names = None
     if folder is not None:
+        own = "images" if trained.modality.noun == "image" else "music"
+        if key != own:
+            raise ConfigurationError(f"{key}={folder}: this model is of {own}; type {own}=<folder>")
         check_label(label, model.num_classes, needed_for="which label the examples have")
         try:
             x, names = trained.modality.read(Path(folder), model.data.shape)
         except ValueError as error:
-            raise ConfigurationError(f"images={folder}: {error}") from error
+            raise ConfigurationError(f"{key}={folder}: {error}") from error
         y = None if label is None else torch.full((len(x),), label)
         batches = Batches(x, y, torch.arange(len(x)), 1000)
     elif label is not None:

@@ -40,9 +40,13 @@ def main(config: DictConfig) -> None:
     at_least_0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
     temperature = require("temperature", config.temperature, at_least_0)
     top_k = require("top_k", config.top_k, PositiveInt | None)
-    form = require("form", config.form, Literal["grid", "png", "files", "npy", "pt"])
+    form = require("form", config.form, Literal["grid", "files", "png", "mid", "wav", "npy", "pt"])
     trained = open_checkpoint(config)
     model, modality = trained.model, trained.modality
+    suffix = next(iter(modality.formats)) if form == "files" else form
+    if form in ("png", "mid", "wav") and form not in modality.formats:
+        known = ", ".join(f"form={each}" for each in ("grid", *modality.formats, "npy", "pt"))
+        raise ConfigurationError(f"form={form}: not of {modality.noun}s; type one of {known}")
     check_label(label, model.num_classes)
     require_memory(f"count={count}", count * math.prod(model.data.shape))
     labels = None if label is None else torch.full((count,), label)
@@ -58,11 +62,12 @@ def main(config: DictConfig) -> None:
         if form == "grid":
             written = directory / "samples.png"
             save_png(sample_grid(modality, samples, columns), written)
-        elif form in ("png", "files"):
+        elif suffix in modality.formats:
             written, digits = directory / "samples", len(str(count - 1))
             written.mkdir()
             for number, example in enumerate(samples):
-                modality.write(example, written / f"{number:0{digits}d}")
+                content = modality.formats[suffix](example)
+                (written / f"{number:0{digits}d}.{suffix}").write_bytes(content)
         elif form == "npy":
             written = directory / "samples.npy"
             np.save(written, samples.numpy())

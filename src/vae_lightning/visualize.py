@@ -30,12 +30,14 @@ def main(config: DictConfig) -> None:
     asked = None
     if config.what is not None:
         asked = require_list("what", config.what, drawings.Drawing)
-    formats = require_list("formats", config.formats, Literal["png", "pdf", "svg"])
+    formats = require_list("formats", config.formats, Literal["png", "pdf", "svg", "mid", "wav"])
     split = require("split", config.split, Split)
     label = require("label", config.label, NonNegativeInt | None)
     side = require("side", config.side, PositiveInt)
     trained = open_checkpoint(config)
-    model = trained.model
+    model, heard = trained.model, [form for form in formats if form in ("mid", "wav")]
+    if heard and heard[0] not in trained.modality.formats:
+        raise ConfigurationError(f"formats=[{heard[0]}]: not of {trained.modality.noun}s")
     what = drawings.drawings_of(model) if asked is None else asked
     reasons = {name: drawings.missing(name, model) for name in what}
     if all(reasons.values()):
@@ -57,10 +59,16 @@ def main(config: DictConfig) -> None:
             if found is None:
                 log.info("No %s: the KL of each latent isn't known", name)
                 continue
-            picture, *names = found
+            picture, *names = found[:-1]
             is_grid = isinstance(picture, Tensor)
             figure: Any = plots.figure_of(picture, *names) if is_grid else picture  # type: ignore[arg-type]
-            for form in formats:
+            if found.examples is not None:
+                shown, count = found.examples, max(1, len(found.rows))
+                for number, row in enumerate(shown.reshape(count, -1, *shown.shape[2:]), 1):
+                    for form in heard:
+                        content = trained.modality.formats[form](row)
+                        (directory / f"{name}_{number}.{form}").write_bytes(content)
+            for form in [form for form in formats if form not in heard]:
                 figure.savefig(directory / f"{name}.{form}", dpi=200)
             drawn.append(name)
     log.info("%s in %s", ", ".join(drawn), directory)

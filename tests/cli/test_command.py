@@ -144,7 +144,7 @@ OTHER_COMMANDS = [
     (
         "sample",
         ["checkpoint=nosuch", "form=jpg"],
-        "form=jpg: must be 'grid', 'png', 'files', 'npy' or 'pt'",
+        "form=jpg: must be 'grid', 'files', 'png', 'mid', 'wav', 'npy' or 'pt'",
     ),
     (
         "sample",

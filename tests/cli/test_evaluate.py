@@ -169,7 +169,7 @@ def test_a_split_without_images_is_refused(tmp_path, monkeypatch):
 MISTAKES = {
     "metrics=[nll]": (
         "metrics=['nll']: must be 'bound', 'log_marginal', 'active_units', "
-        "'mutual_information' or 'sample_quality'"
+        "'mutual_information', 'sample_quality' or 'music'"
     ),
     "metrics=bound": "metrics=bound: must be a list, in most shells with quotes: 'metrics=[bound]'",
     "metrics=[]": "metrics=[]: List should have at least 1 item after validation, not 0",

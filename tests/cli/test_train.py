@@ -62,7 +62,7 @@ def test_the_metrics_say_how_each_figure_is_read(trained):
     assert metrics["comparison"] == "test/elbo"
     assert metrics["terms"] == ["test/elbo", "test/log_likelihood", "test/kl"]
     assert set(metrics["described"]) == set(metrics["figures"])
-    described = {"label": "ELBO", "unit": "nats per image", "better": "max"}
+    described = {"label": "ELBO", "unit": "nats per image", "better": "max", "per": ""}
     assert metrics["described"]["test/elbo"] == described
     assert metrics["described"]["test/loss"]["better"] == "min"
 

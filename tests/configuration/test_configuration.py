@@ -15,7 +15,9 @@ from vae_lightning.configuration import elsewhere, keys
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import MOVED, check
 from vae_lightning.configuration.targets import TARGETS
+from vae_lightning.data.music.datamodule import Chorales, JSBChorales, Melodies
 from vae_lightning.errors import ConfigurationError
+from vae_lightning.models.musicvae.model import MusicVAE
 from vae_lightning.models.prior.model import Prior
 from vae_lightning.models.vqvae.model import VQVAE
 from vae_lightning.runs.directory import make_directory
@@ -59,7 +61,13 @@ def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
         assert inspect.isclass(hydra.utils.get_class(target))
     ours = {target for target in TARGETS if target.startswith("vae_lightning")}
     assert set(targets(compose())) <= TARGETS
-    others = ("logger=csv", "model=vqvae", "model=prior")
+    others = (
+        "logger=csv",
+        "model=vqvae",
+        "model=prior",
+        "model=musicvae",
+        *(f"data={name}" for name in ("melodies", "chorales", "jsb_chorales")),
+    )
     composed = [compose(), *(compose(each) for each in others)]
     assert ours <= {target for each in composed for target in targets(each)} <= TARGETS
 
@@ -79,8 +87,12 @@ PARTS = [
     ("model", "vae", VAE),
     ("model", "vqvae", VQVAE),
     ("model", "prior", Prior),
+    ("model", "musicvae", MusicVAE),
     ("optimizer", "adam", Optimization),
     ("data", "mnist", MNISTDataModule),
+    ("data", "melodies", Melodies),
+    ("data", "chorales", Chorales),
+    ("data", "jsb_chorales", JSBChorales),
 ]
 
 

@@ -194,11 +194,16 @@ OVERRIDE = re.compile(
     rf"(?<![\w.\-])~?(?:{GROUPS})(?:\.\w+)*="
     r"(?:\[[^\]$]*\]|\{[^}$]*\}|[\w.+,|-]*[\w])(?=[\s`'\",.;:)\]]|$)"
 )
+CHOICE = re.compile(r"(?<![\w.])(?:experiment|model|data)=\w+(?=[\s`)]|$)")
 LEFT_OUT = re.compile(r"(?<![\w.])~callbacks\.\w+")
 COMMAND = re.compile(r"python -m vae_lightning\.(\w+)([^#\n`]*)")
 
 COMPANIONS = {
     "data.dequantize=true": "model.likelihood=gaussian",
+    "data=melodies": "model=musicvae",
+    "data=chorales": "model=musicvae",
+    "data=jsb_chorales": "model=musicvae",
+    "model=musicvae": "data=melodies",
     "model.kl_schedule": "model.kl_schedule_steps=10",
 }
 """What an override needs beside it."""
@@ -207,14 +212,27 @@ ELSEWHERE = {"data.limit_test": "evaluate"}
 """The command of a key that train doesn't have."""
 
 
+def spans(line):
+    """Return what a line says to type together: its code spans, or all of it."""
+    return re.findall(r"`([^`]+)`", line) or [line]
+
+
 def documented():
-    """Return the documented overrides with their commands, each choice of several on its own."""
+    """Return the documented overrides with their commands, each choice of several on its own.
+
+    A choice of model, data or experiment goes with the others of its span.
+    """
     found = {}
     for text in TEXTS:
         content = text.read_text().replace("\\\n", " ")
         for line in content.splitlines():
             command = match[1] if (match := COMMAND.search(line)) else None
-            for override in (*OVERRIDE.findall(line), *LEFT_OUT.findall(line)):
+            typed_together = [
+                (override, [each for each in CHOICE.findall(span) if each != override])
+                for span in spans(line)
+                for override in (*OVERRIDE.findall(span), *LEFT_OUT.findall(span))
+            ]
+            for override, beside in typed_together:
                 key, equals, values = override.partition("=")
                 choices = (
                     re.split(r"[,|]", values) if not values.startswith(("[", "{")) else [values]
@@ -227,8 +245,9 @@ def documented():
                 if override == "experiment=null" or "--config-dir" in line:
                     continue  # the command takes the first off; the second is the user's own
                 for value in choices:
-                    found.setdefault((root, f"{key}{equals}{value}"), text.name)
-    return [pytest.param(*each, id=" ".join(each)) for each in found]
+                    beside = beside if root == "train" else []
+                    found.setdefault((root, f"{key}{equals}{value}"), beside)
+    return [pytest.param(*each, beside, id=" ".join(each)) for each, beside in found.items()]
 
 
 def test_the_documentation_is_read():
@@ -245,11 +264,11 @@ def test_the_documentation_is_read():
     } <= found
 
 
-@pytest.mark.parametrize(("command", "override"), documented())
+@pytest.mark.parametrize(("command", "override", "beside"), documented())
 @pytest.mark.slow
-def test_a_documented_override_is_accepted(command, override):
-    beside = COMPANIONS.get(override, COMPANIONS.get(override.partition("=")[0]))
-    composed = compose(command, *filter(None, (override, beside)))
+def test_a_documented_override_is_accepted(command, override, beside):
+    needed = COMPANIONS.get(override, COMPANIONS.get(override.partition("=")[0]))
+    composed = compose(command, *beside, *filter(None, (needed,)), override)
     other_machines = ("trainer.accelerator=gpu", "trainer.devices=", "trainer.num_nodes=")
     of_a_run = ("model=prior", "experiment=prior", "data=codes", "data.run=")  # which isn't here
     if command == "train" and not override.startswith((*other_machines, *of_a_run)):

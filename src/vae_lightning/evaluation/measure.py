@@ -21,7 +21,9 @@ from vae_lightning.models.base import Batch, CodePrior, DiscreteModel, Figure, L
 from vae_lightning.models.distributions import DiagonalNormal
 from vae_lightning.models.noise import EvaluationNoise, SamplingNoise
 
-Metric = Literal["bound", "log_marginal", "active_units", "mutual_information", "sample_quality"]
+Metric = Literal[
+    "bound", "log_marginal", "active_units", "mutual_information", "sample_quality", "music"
+]
 
 FIGURES: Mapping[str, Figure] = {
     "log_marginal": Figure("log p(x)"),
@@ -49,6 +51,12 @@ def missing(metric: Metric, model: Model) -> str:
     """Return why a metric can't be measured of a model; empty: it can."""
     if metric in ("bound", "sample_quality"):
         return ""
+    if metric == "music":
+        return (
+            ""
+            if isinstance(model, LatentModel) and model.data.has_voices
+            else "the model has no latents of melodies or voices"
+        )
     if metric == "active_units" and isinstance(model, DiscreteModel):
         return ""
     if metric == "log_marginal" and isinstance(model, CodePrior):
@@ -58,7 +66,7 @@ def missing(metric: Metric, model: Model) -> str:
 
 def default_samples(model: Model) -> int:
     """Return how many importance samples an example gets, if nothing else is asked for."""
-    return 8 if isinstance(model, CodePrior) else 5000
+    return 8 if isinstance(model, CodePrior) else model.importance_samples
 
 
 def choose_temperature(model: CodePrior, data: DataModule, samples: int) -> tuple[float, str]:
@@ -127,8 +135,15 @@ def evaluate(
     values = {name: torch.cat(parts) for name, parts in shown.items()}
     figures: dict[str, Any] = {}
     for name in [name for name in (*model.figures, "log_marginal") if name in values]:
-        figures[name] = values[name].mean().item()
-        figures[f"{name}_error"] = standard_error(values[name])
+        count = model.figures[name].per if name in model.figures else ""
+        if not count:
+            figures[name] = values[name].mean().item()
+            figures[f"{name}_error"] = standard_error(values[name])
+        elif (per_example := values[count].mean().item()) > 0:
+            figures[name] = ratio = values[name].mean().item() / per_example
+            figures[f"{name}_error"] = (
+                standard_error(values[name] - ratio * values[count]) / per_example
+            )
     if "log_marginal" in values:
         variance = values["variance"].sum().sqrt().item() / len(values["variance"])
         figures["log_marginal_estimator_error"] = variance

@@ -7,6 +7,7 @@ from typing import Any
 from vae_lightning.configuration.quoting import printable
 from vae_lightning.data.batches import Batches
 from vae_lightning.data.datamodule import DataModule
+from vae_lightning.data.music.attributes import ATTRIBUTES
 from vae_lightning.evaluation.estimators import ACTIVE_VARIANCE, bits_per_dimension
 from vae_lightning.evaluation.measure import FIGURES
 from vae_lightning.models.base import Model
@@ -17,6 +18,9 @@ from vae_lightning.runs.trained import Trained
 PROTOCOL = ("binarization", "dequantize")
 """What an evaluation may change of the data's protocol."""
 
+_LATENTS_SHOWN = 20
+"""Latents whose KL is in the table; metrics.json has all."""
+
 _MINOR = ("loss", "loss_at_posterior_mean")
 """Figures that are in metrics.json and not in the table."""
 
@@ -26,7 +30,7 @@ def add_bits(figures: dict[str, Any], model: Model) -> None:
     bounds = ("log_marginal", "elbo", model.criterion)
     best = next((name for name in bounds if name in figures), None)
     known = best == "log_marginal" or (best and model.figures[best].better == "max")
-    if best and known and model.quantity != "neither":
+    if best and known and model.quantity != "neither" and not model.data.is_of_tokens:
         numbers = math.prod(model.data.shape)
         bits = bits_per_dimension(figures[best], numbers, model.quantity == "density")
         figures["bits_per_dimension"] = bits
@@ -94,7 +98,7 @@ def measured(
 
 def _drawn(data: DataModule) -> str:
     """Return the protocol of images in words."""
-    if data.spec.values == "tokens":
+    if data.spec.is_of_tokens:
         return ""
     dequantized = ", dequantised" if data.dequantize else ""
     return f", binarisation {data.binarization}{dequantized}"
@@ -110,7 +114,7 @@ def _rows(
     """Return an evaluation's figures in words, by their labels."""
     labels = {name: figure.label for name, figure in {**model.figures, **FIGURES}.items()}
     rows = {
-        labels[name]: _with_error(figures, name)
+        labels[name]: _with_error(figures, name, 2 if model.figures[name].unit else 3)
         for name in model.figures
         if name in figures and name not in _MINOR
     }
@@ -138,9 +142,10 @@ def _rows(
         rows[labels["codes_in_use"]] = f"{in_use} of {figures['codes']}, perplexity {perplexity}"
     if "kl_per_dimension" in figures:
         kls = sorted(figures["kl_per_dimension"], reverse=True)
-        shown = [f"{kl:.2f}" for kl in kls if kl >= 0.01]
+        shown = [f"{kl:.2f}" for kl in kls if kl >= 0.01][:_LATENTS_SHOWN]
         if len(shown) < len(kls):
-            shown.append(f"and {len(kls) - len(shown)} below 0.01")
+            below = f"{max(0.01, kls[len(shown) - 1]):.2f}" if shown else "0.01"
+            shown.append(f"and {len(kls) - len(shown)} below {below}")
         rows["KL per latent"] = " ".join(shown)
     if "mutual_information" in figures:
         limit = figures["log_examples"]
@@ -158,6 +163,20 @@ def _rows(
         rows[labels["frechet_distance"]] = f"{_beside(figures, 'frechet_distance')}, {features}"
         rows[labels["precision"]] = f"{_beside(figures, 'precision')}, of {drawn}"
         rows[labels["recall"]] = _beside(figures, "recall")
+    if "interpolation_cost" in figures:
+        middle = len(figures["interpolation_cost"]) // 2
+        rows["halfway"] = (
+            f"{figures['interpolation_distance'][middle]:.2f} of the tokens changed at "
+            f"{figures['interpolation_cost'][middle]:.2f} nats a token by a model of the five "
+            f"before; blending {figures['blend_distance'][middle]:.2f} at "
+            f"{figures['blend_cost'][middle]:.2f}; the ends {figures['blend_cost'][0]:.2f}"
+        )
+    for name, changes in zip(ATTRIBUTES, figures.get("attribute_changes", ()), strict=False):
+        own = changes[list(ATTRIBUTES).index(name)]
+        others = max((abs(each) for each in changes if each is not own), default=0.0)
+        rows[f"vector of {name}"] = (
+            f"from − to + changes it by {own:+.2f} standard deviations, others by {others:.2f}"
+        )
     if "label_accuracy" in figures:
         share = f"{100 * figures['label_accuracy']:.1f} %"
         rows[labels["label_accuracy"]] = (

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,16 @@ BATCHES = (1, 2, EXPORT_ROWS)
 Computation = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch says of its own functions while it exports an LSTM."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attributes? .*_flat_weights", UserWarning)
+        warnings.filterwarnings("ignore", "_check_is_size", FutureWarning)
+        yield
+
+
+@_quiet()
 @torch.no_grad()
 def write(model: Model, formats: Collection[Format], directory: Path) -> dict[str, float]:
     """Write a model's files into a directory.

@@ -75,7 +75,8 @@ def build(config: DictConfig) -> Experiment:
     stages.resolve(config)
     optimization = build_part("optimizer", Optimization, config.optimizer)
     sketch, data = build_sketch(config, seed)
-    refuse_too_large(sketch, data)
+    if data.is_sized:
+        refuse_too_large(sketch, data)
     lightning.seed_everything(seed, verbose=False)
     model = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
     if config.resume is None or not has_begun(Path(config.resume)):
@@ -92,11 +93,15 @@ def build(config: DictConfig) -> Experiment:
             f"optimizer.schedule={optimization.schedule}: needs an end, "
             "trainer.max_epochs or trainer.max_steps"
         )
-    refuse_empty_limits(trainer, config.trainer, data)
+    if data.is_sized:
+        refuse_empty_limits(trainer, config.trainer, data)
     processes.refuse_sweeps(trainer)
     processes.quieten(trainer)
     data.prepare_data()
     data.setup()
+    if not data.is_sized:
+        refuse_too_large(sketch, data)
+        refuse_empty_limits(trainer, config.trainer, data)
     directory = Path()
     lock: BaseFileLock | None = None
     mirrored: mirror.Mirror | None = None

@@ -1,11 +1,14 @@
 """Means of figures over examples, whatever the batches and the processes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+
+from vae_lightning.models.base import Figure
 
 
 class Means:
@@ -90,6 +93,35 @@ class Means:
         self.clear()
         self._sums, self.examples = [sums.to(device) for sums in state["sums"]], state["examples"]
         self.gathered, self.gathered_examples = len(self._sums), self.examples
+
+
+def counts_of(figures: Mapping[str, Figure]) -> list[str]:
+    """Return the counts by which figures are divided and which aren't figures themselves."""
+    return [
+        name
+        for name in dict.fromkeys(each.per for each in figures.values())
+        if name and name not in figures
+    ]
+
+
+def per_count(means: Mapping[str, float], figures: Mapping[str, Figure]) -> dict[str, float]:
+    """Divide those means that are per note or per step, and leave the counts out.
+
+    A figure whose count is 0 is left out, too: there was nothing to be right about.
+
+    Args:
+        means: over examples, by ``<prefix>/<name>``.
+        figures: by name.
+    """
+    divided = {}
+    for tag, mean in means.items():
+        prefix, _, name = tag.rpartition("/")
+        if name in figures and (count := figures[name].per):
+            if means[f"{prefix}/{count}"]:
+                divided[tag] = mean / means[f"{prefix}/{count}"]
+        elif name in figures:
+            divided[tag] = mean
+    return divided
 
 
 class TrainingFigures:

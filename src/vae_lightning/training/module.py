@@ -9,7 +9,7 @@ from torch import Tensor
 from vae_lightning import __version__
 from vae_lightning.models.base import Batch, Model, target_of
 from vae_lightning.models.noise import EvaluationNoise, TrainingNoise
-from vae_lightning.training.meters import Means, TrainingFigures
+from vae_lightning.training.meters import Means, TrainingFigures, counts_of, per_count
 from vae_lightning.training.optimizers import Optimization
 from vae_lightning.training.speedups import QuickModule, with_signature
 
@@ -47,7 +47,7 @@ class VAEModule(QuickModule):
         self.training_noise = TrainingNoise(seed)
         self.tested = 0
         self.figures = TrainingFigures("loss", *model.terms)
-        self.evaluation = Means(*model.figures)
+        self.evaluation = Means(*model.figures, *counts_of(model.figures))
         of_epoch = [f"train/{name}_epoch" for name in self.figures.epoch.names]
         self.published = [*(f"val/{name}" for name in model.figures), *of_epoch]
         self._updates = type(model).after_step is not Model.after_step
@@ -154,7 +154,7 @@ class VAEModule(QuickModule):
 
     def _end_evaluation(self, prefix: str) -> int:
         self._gather(self.evaluation)
-        self._publish(self.evaluation.means(prefix))
+        self._publish(per_count(self.evaluation.means(prefix), self.model.figures))
         examples = self.evaluation.examples
         self.evaluation.clear()
         return examples

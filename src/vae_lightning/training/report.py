@@ -42,11 +42,13 @@ def describe(model: Model, data: DataModule, trainer: Trainer) -> str:
 def table(figures: Mapping[str, float], model: Model, noun: str, rows: Mapping[str, Any]) -> str:
     """Return the test figures, the criterion first, and further rows as a table."""
     lines = {}
-    for name in dict.fromkeys((model.comparison, *model.terms)):
+    for name in dict.fromkeys((model.comparison, *model.terms, *model.shown)):
         if f"test/{name}" in figures:
             figure = model.figures[name]
             label = f"{'test ' * (name == model.comparison)}{figure.label}"
-            lines[label] = f"{figures[f'test/{name}']:.2f} {unit(figure, noun)}".rstrip()
+            digits = 2 if figure.unit else 3
+            value = f"{figures[f'test/{name}']:.{digits}f}"
+            lines[label] = f"{value} {unit(figure, noun)}".rstrip()
     lines |= rows
     return "\n".join(f"  {label:<16} {value}" for label, value in lines.items())
 

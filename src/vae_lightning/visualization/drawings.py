@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data.datamodule import DataModule
+from vae_lightning.data.music.attributes import ATTRIBUTES, vector
+from vae_lightning.data.music.modality import Music
 from vae_lightning.models.base import Autoencoder, Batch, DiscreteModel, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.visualization import grids
@@ -23,6 +25,7 @@ Drawing = Literal[
     "interpolation",
     "latents",
     "kl",
+    "attributes",
 ]
 
 PRIOR_SEED = 0
@@ -101,6 +104,8 @@ def missing(name: Drawing, model: Model) -> str:
         return "the model has no continuous latents"
     if name == "kl" and type(model).kl_of_each_latent is LatentModel.kl_of_each_latent:
         return "the KL of each latent isn't known"
+    if name == "attributes" and not model.data.has_voices:
+        return "only music in voices has them"
     if name == "manifold" and model.latent_dim != 2:
         return f"it needs two latents, and this model has {model.latent_dim}"
     return ""
@@ -109,7 +114,7 @@ def missing(name: Drawing, model: Model) -> str:
 def drawings_of(model: Model) -> list[Drawing]:
     """Return what there is to draw of a model."""
     names: list[Drawing] = ["reconstructions", "samples", "codes", "traversals"]
-    names += ["interpolation", "latents", "kl", "manifold"]
+    names += ["interpolation", "attributes", "latents", "kl", "manifold"]
     return [name for name in names if not missing(name, model)]
 
 
@@ -122,6 +127,7 @@ class Drawn(NamedTuple):
         columns: names of the columns.
         across: what the columns go through.
         up: what the rows go through.
+        examples: those that it shows, row by row, ``[n, ...]``; None: it shows none.
     """
 
     picture: "Tensor | Figure"
@@ -129,6 +135,7 @@ class Drawn(NamedTuple):
     columns: Sequence[str] = ()
     across: str = ""
     up: str = ""
+    examples: Tensor | None = None
 
 
 @torch.no_grad()
@@ -161,7 +168,8 @@ def draw(
         first = model.take(batch.take(torch.arange(min(_RECONSTRUCTED, len(batch.x)))))
         reconstructed = model.reconstruct(first).float().cpu()
         picture = grids.reconstruction_grid(data.modality, first.x.float().cpu(), reconstructed)
-        return Drawn(picture, (data.modality.noun, "reconstruction"))
+        shown = torch.cat([first.x.float().cpu(), reconstructed])
+        return Drawn(picture, (data.modality.noun, "reconstruction"), examples=shown)
     if name == "codes":
         assert isinstance(model, DiscreteModel)
         batch = next(iter(batches))
@@ -173,7 +181,7 @@ def draw(
     if name == "samples":
         labels = torch.full((_SAMPLED,), label, device=model.device) if model.num_classes else None
         drawn = model.sample(_SAMPLED, SamplingNoise(_SAMPLED, PRIOR_SEED), labels)
-        return Drawn(grids.sample_grid(data.modality, drawn.cpu()))
+        return Drawn(grids.sample_grid(data.modality, drawn.cpu()), examples=drawn.cpu())
     assert isinstance(model, LatentModel)
     assert encoded is not None
     if name == "latents" or name == "kl":
@@ -192,13 +200,25 @@ def _decoded(
     """Draw what a model decodes at chosen latents."""
     point, modality, device = encoded.point, data.modality, model.device
 
+    decoded: list[Tensor] = []
+
     def decode(z: Tensor) -> Tensor:
         y = torch.full((len(z),), label, device=device) if model.num_classes else None
-        return model.decode(z.to(device, model.dtype), y).float().cpu()
+        decoded.append(model.decode(z.to(device, model.dtype), y).float().cpu())
+        return decoded[-1]
 
     if name == "manifold":
         values = [f"{value:z.1f}" for value in grids.equal_shares(side).tolist()]
-        return Drawn(grids.manifold_grid(modality, decode, side), values[::-1], values, "z₀", "z₁")
+        picture = grids.manifold_grid(modality, decode, side)
+        return Drawn(picture, values[::-1], values, "z₀", "z₁", decoded[0])
+    if name == "attributes":
+        assert isinstance(modality, Music)
+        counted = [count(encoded.x, modality.lowest) for count in ATTRIBUTES.values()]
+        directions = torch.stack([vector(values, point) for values in counted])
+        reach = [f"{share:+z.1f}" for share in grids.ATTRIBUTE_STEPS]
+        picture = grids.direction_grid(modality, decode, point[0], directions)
+        across = "times the row's vector, added to the first example's latent"
+        return Drawn(picture, list(ATTRIBUTES), reach, across, examples=decoded[0])
     if name == "traversals":
         spread = point.var(0) if encoded.kl is None else encoded.kl
         most_used = spread.argsort(descending=True)[:_TRAVERSED].tolist()
@@ -207,12 +227,13 @@ def _decoded(
             [f"z{latent}".translate(SUBSCRIPTS) for latent in most_used],
             [f"{value:z.1f}" for value in torch.linspace(-3, 3, 11).tolist()],
             "value of the row's latent, the others 0",
+            examples=decoded[0],
         )
     starts, ends, names = _ends(encoded, data)
     rows = [f"{each}, {way}" for each in names for way in ("straight", "sphere")]
     shares = [f"{share:.1f}" for share in torch.linspace(0, 1, 11).tolist()]
     picture = grids.interpolation_grid(modality, decode, point[starts], point[ends])
-    return Drawn(picture, rows, shares, "share of the way")
+    return Drawn(picture, rows, shares, "share of the way", examples=decoded[0])
 
 
 def _ends(encoded: Encoded, data: DataModule) -> tuple[list[int], list[int], list[str]]:

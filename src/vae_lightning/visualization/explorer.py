@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data.datamodule import DataModule
+from vae_lightning.data.music.modality import Music
 from vae_lightning.models.base import Batch, LatentModel
 from vae_lightning.visualization.drawings import Encoded, encode
 from vae_lightning.visualization.plots import map_axes
@@ -51,6 +52,20 @@ class Explorer:
     def takes_drawings(self) -> bool:
         """Whether a drawing can be brought to the form of an example."""
         return self.data.take_drawing(torch.zeros(1, 1)) is not None
+
+    @property
+    def takes_midi(self) -> bool:
+        """Whether a MIDI file can be brought to the form of an example."""
+        return self.model.data.has_voices and isinstance(self.data.modality, Music)
+
+    def take_midi(self, content: bytes) -> Tensor:
+        """Return the first window of a MIDI file, ``[T, V]``.
+
+        Raises:
+            ValueError: it is no such file.
+        """
+        assert isinstance(self.data.modality, Music)
+        return self.data.modality.read_midi(content, "this file", self.model.data.shape)[0]
 
     def take(self, drawing: Tensor) -> Tensor:
         """Bring a drawing ``[H, W]`` in [0, 1] to the form of the model's examples."""

@@ -23,6 +23,7 @@ from vae_lightning.configuration.quoting import markdown
 from vae_lightning.data.modality import Modality, png
 from vae_lightning.data.protocol import WHITE
 from vae_lightning.visualization.explorer import Explorer, most_active, nearest
+from vae_lightning.visualization.grids import slerp
 from vae_lightning.visualization.plots import bare_map, rasterize
 
 HOST = "127.0.0.1"
@@ -57,6 +58,9 @@ figure { margin: 0; }
 .legend { display: flex; gap: 1em; flex-wrap: wrap; padding: 0.4em 0; }
 .legend b { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.3em;
             border-radius: 50%; }
+.drop { display: block; padding: 1em; border: 1px dashed #888; cursor: pointer; }
+.drop input { display: block; margin-top: 0.4em; }
+audio { width: 100%; height: 32px; }
 canvas { display: block; width: 100%; background: black; border: 1px solid #888;
          cursor: crosshair; touch-action: none; }
 """
@@ -98,6 +102,26 @@ canvas.addEventListener('pointermove', event => {
 canvas.addEventListener('pointerup', () => {
     drawing = false;
     trigger('drawn', {picture: canvas.toDataURL()});
+});
+"""
+
+DROP_HERE = (
+    '<label class="drop">Choose or drop a .mid file<input type="file" accept=".mid,.midi"></label>'
+)
+
+# The file is read by the page and sent as part of an ordinary call.
+DROP = """
+const label = element.querySelector('label');
+const send = file => {
+    const reader = new FileReader();
+    reader.onload = () => trigger('dropped', {content: reader.result});
+    if (file) reader.readAsDataURL(file);
+};
+label.querySelector('input').addEventListener('change', event => send(event.target.files[0]));
+label.addEventListener('dragover', event => event.preventDefault());
+label.addEventListener('drop', event => {
+    event.preventDefault();
+    send(event.dataTransfer.files[0]);
 });
 """
 
@@ -157,8 +181,8 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
     conditional = explorer.model.num_classes > 0
     names, noun = explorer.data.spec.class_names, explorer.data.modality.noun
 
-    def picture(example: Tensor, caption: str) -> str:
-        return figure(example, explorer.data.modality, caption)
+    def picture(example: Tensor, caption: str, plays: bool = False) -> str:
+        return figure(example, explorer.data.modality, caption, plays)
 
     def slider_label(latent: int) -> str:
         return f"z{latent}" + ("" if seen.kl is None else f", {seen.kl[latent]:.2f} nats")
@@ -169,7 +193,8 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
 
     def at(z: Tensor, label: int | None) -> list[Any]:
         """Return what goes with a place in latent space: the example and the marker."""
-        return [picture(explorer.decode(z, label), "decoded at the sliders"), marker(z)]
+        decoded = explorer.decode(z, label)
+        return [picture(decoded, "decoded at the sliders", plays=True), marker(z)]
 
     def moved(start: list[float], label: int | None, *values: float) -> list[Any]:
         z = torch.tensor(start)
@@ -208,8 +233,24 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
         image = explorer.take(read(event.picture))
         return go_to(image, explorer.encode(image, label), label, "drawing")
 
+    def dropped(event: gr.EventData) -> list[Any]:
+        """Return the same for a user's MIDI file, or a line that says why it can't be read."""
+        try:
+            window = explorer.take_midi(base64.b64decode(event.content.partition(",")[2]))
+        except ValueError as error:
+            return [*[gr.skip()] * (6 + len(shown)), str(error)]
+        return [*go_to(window, explorer.encode(window, None), None, "your file"), ""]
+
+    def walked(share: float, start: list[float], end: list[float], label: int | None) -> list[Any]:
+        """Return what changes a share of the way between two places."""
+        weight = torch.tensor([[share]])
+        z = slerp(torch.tensor(start), torch.tensor(end), weight)[0]
+        values = [round(value, 2) for value in z[shown].tolist()]
+        return [z.tolist(), *at(z, label), *values]
+
     def start(label: int | None) -> list[Any]:
-        empty = torch.full_like(seen.x[0], 0.5)
+        tokens = explorer.model.data.is_of_tokens
+        empty = torch.full_like(seen.x[0], 0 if tokens else 0.5)
         captions = (f"no {noun} yet", "no reconstruction")
         return go(origin, label, [picture(empty, caption) for caption in captions])
 
@@ -224,6 +265,10 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
                     reconstruction = gr.HTML(
                         elem_classes="picture", elem_id="reconstruction", min_width=100
                     )
+                if explorer.takes_midi:
+                    gr.Markdown("**Drop** a MIDI file:")
+                    drop = gr.HTML(html_template=DROP_HERE, js_on_load=DROP, elem_id="drop")
+                    refused = gr.Markdown(elem_id="refused")
                 if explorer.takes_drawings:
                     gr.Markdown("**Draw** with the mouse:")
                     board = f'<canvas width="{CANVAS}" height="{CANVAS}"></canvas>'
@@ -273,6 +318,13 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
                     for d in shown
                 ]
                 home = gr.Button("All latents to 0", size="sm")
+                gr.Markdown("**Morph**: keep this place as one end, move on, keep the other.")
+                ends = [gr.State(origin.tolist()), gr.State(origin.tolist())]
+                with gr.Row():
+                    keeps = [gr.Button(f"Keep as {end}", size="sm") for end in ("A", "B")]
+                share = gr.Slider(
+                    0, 1, 0, step=0.01, label="from A to B", buttons=[], elem_id="morph"
+                )
         everything = [code, label, decoded, place, image, reconstruction, *moving]
         for slider in moving:
             slider.input(moved, [code, label, *moving], [decoded, place], **QUICK)
@@ -282,6 +334,11 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
             place.pick(None, js=WIPE)
             canvas.drawn(drawn, [label], everything, **QUICK)
             clear.click(None, js=WIPE)
+        for keep, end in zip(keeps, ends, strict=True):
+            keep.click(lambda z: z, [code], [end], **QUICK)
+        share.input(walked, [share, *ends, label], [code, decoded, place, *moving], **QUICK)
+        if explorer.takes_midi:
+            drop.dropped(dropped, None, [*everything, refused], **QUICK)
         home.click(start, [label], everything, **QUICK)
         blocks.load(start, [label], everything, **QUICK)
     return blocks
@@ -388,13 +445,28 @@ def refusal(method: str, path: str, headers: Mapping[bytes, bytes]) -> int:
 # -- pictures for the page -------------------------------------------------------------------------
 
 
-def figure(example: Tensor, modality: Modality, caption: str) -> str:
-    """Return an example as HTML: a picture inline, so that no second request is needed."""
+def figure(example: Tensor, modality: Modality, caption: str, plays: bool = False) -> str:
+    """Return an example as HTML: a picture inline, so that no second request is needed.
+
+    Args:
+        example: ``[...]``.
+        modality: how it is drawn; with a sound it can be played, and kept as a file.
+        caption: what is said below it.
+        plays: whether the sound begins at once.
+    """
     is_image = example.dim() == 3
     shown = example.expand(3, -1, -1) if is_image else modality.picture(example.unsqueeze(0), 1)
     escaped = html.escape(caption)
     image = f'<img src="{uri(png(shown))}" alt="{escaped}">'
-    return f"<figure>{image}<figcaption>{escaped}</figcaption></figure>"
+    if "wav" not in modality.formats:
+        return f"<figure>{image}<figcaption>{escaped}</figcaption></figure>"
+    sound, score = (
+        f"data:audio/{kind};base64,{base64.b64encode(modality.formats[suffix](example)).decode()}"
+        for kind, suffix in (("wav", "wav"), ("midi", "mid"))
+    )
+    player = f'<audio controls{" autoplay" * plays} src="{sound}"></audio>'
+    link = f'<a download="melody.mid" href="{score}">MIDI</a>'
+    return f"<figure>{image}{player}<figcaption>{escaped} {link}</figcaption></figure>"
 
 
 def legend(labels: Tensor | None, names: Sequence[str]) -> str:

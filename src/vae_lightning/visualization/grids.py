@@ -101,6 +101,17 @@ def interpolation_grid(
     return modality.picture(decode(torch.cat(rows)), columns)
 
 
+ATTRIBUTE_STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""How often a direction is added to a latent."""
+
+
+def direction_grid(modality: Modality, decode: Decode, start: Tensor, directions: Tensor) -> Tensor:
+    """Walk from a latent ``[D]`` along each direction ``[n, D]``, a row for each: ``[3, H, W]``."""
+    steps = torch.tensor(ATTRIBUTE_STEPS)[:, None]
+    rows = [start + steps * direction for direction in directions]
+    return modality.picture(decode(torch.cat(rows)), columns=len(steps))
+
+
 def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """Interpolate along the great circle between two directions (Shoemake 1985); ``[n, D]``.
 

@@ -18,6 +18,9 @@ from vae_lightning.visualization.drawings import count_codes, encode
 
 log = logging.getLogger(__name__)
 
+COLLAPSED_GAP = 1.0
+"""Nats by which the right latents must beat shuffled ones, where a model measures it."""
+
 COLLAPSED_KL = 0.01
 """A latent whose mean KL to the prior is below this, in nats, tells the decoder nothing."""
 
@@ -86,7 +89,10 @@ class LatentUse(Look):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and encoded.kl is not None:
                 logger.experiment.add_histogram("latents/kl", encoded.kl, step)
-        if encoded.kl is not None:
+        if "latent_gap" in model.figures:
+            gap = trainer.callback_metrics.get("val/latent_gap")
+            self._warn_of_gap(None if gap is None else gap.item(), epoch, step)
+        elif encoded.kl is not None:
             self._warn(encoded.kl, epoch, step, model.settings)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,6 +113,18 @@ class LatentUse(Look):
         named = {f"{prefix}{name}": value for name, value in figures.items()}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step)
+
+    def _warn_of_gap(self, gap: float | None, epoch: int, step: int) -> None:
+        """Say once that a decoder does as well by the latents of other examples."""
+        if self._warned or gap is None or gap >= COLLAPSED_GAP or step < SETTLING_STEPS:
+            return
+        self._warned = True
+        log.warning(
+            "Posterior collapse after epoch %d: shuffled latents cost %.2f nats. "
+            "Try model.free_nats=20, or model.word_dropout=0.3",
+            epoch,
+            gap,
+        )
 
     def _warn(self, kl: Tensor, epoch: int, step: int, settings: Any) -> None:
         """Say once that all latents have collapsed, or a third of those that were in use."""

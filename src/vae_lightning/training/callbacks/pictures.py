@@ -1,9 +1,11 @@
 """Pictures during training, in TensorBoard and as PNG files, comparable over epochs and runs."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
@@ -11,6 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from vae_lightning.data.modality import png
+from vae_lightning.data.music.sound import RATE
 from vae_lightning.models.base import Autoencoder, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.runs import atomic_files
@@ -19,6 +22,8 @@ from vae_lightning.training.callbacks.looking import Look, data_of
 from vae_lightning.training.speedups import freed
 from vae_lightning.visualization import drawings
 from vae_lightning.visualization.grids import reconstruction_grid, sample_grid
+
+_HEARD = 2  # examples that TensorBoard plays
 
 
 class Picture(Look):
@@ -61,6 +66,10 @@ class Picture(Look):
                 summary = Summary(value=[Summary.Value(tag=f"images/{self.name}", image=image)])
                 file_writer = logger.experiment._get_file_writer()
                 file_writer.add_summary(summary, trainer.global_step)
+        self.play(trainer, model)
+
+    def play(self, trainer: Trainer, model: Model) -> None:
+        """Let TensorBoard play what the picture shows, where it can be heard."""
 
 
 class Reconstructions(Picture):
@@ -85,6 +94,13 @@ class Reconstructions(Picture):
         examples = model.take(data.examples(self.count))
         return reconstruction_grid(data.modality, examples.x, model.reconstruct(examples))
 
+    def play(self, trainer: Trainer, model: Model) -> None:
+        """Let TensorBoard play the first of them, each original before its reconstruction."""
+        assert isinstance(model, Autoencoder)
+        examples = model.take(data_of(trainer).examples(_HEARD))
+        pair = lambda: torch.stack([examples.x, model.reconstruct(examples)], 1).flatten(0, 1)  # noqa: E731
+        _play(trainer, self.name, pair)
+
 
 class PriorSamples(Picture):
     """New examples, always from the same noise."""
@@ -106,6 +122,11 @@ class PriorSamples(Picture):
         noise = SamplingNoise(self.count, drawings.PRIOR_SEED)
         return sample_grid(data_of(trainer).modality, model.sample(self.count, noise))
 
+    def play(self, trainer: Trainer, model: Model) -> None:
+        """Let TensorBoard play the first of them."""
+        noise = SamplingNoise(_HEARD, drawings.PRIOR_SEED)
+        _play(trainer, self.name, lambda: model.sample(_HEARD, noise))
+
 
 class LatentPicture(Picture):
     """A picture of ``visualize``, of the first test examples; it selects no checkpoint."""
@@ -113,7 +134,9 @@ class LatentPicture(Picture):
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
         self,
-        what: Literal["codes", "manifold", "traversals", "interpolation", "latents", "kl"],
+        what: Literal[
+            "codes", "manifold", "traversals", "interpolation", "attributes", "latents", "kl"
+        ],
         every_n_epochs: PositiveInt | None = None,
         count: PositiveInt = 2000,
         label: NonNegativeInt = 0,
@@ -141,6 +164,21 @@ class LatentPicture(Picture):
         from vae_lightning.visualization.plots import rasterize  # matplotlib is loaded now
 
         return rasterize(drawn.picture)
+
+
+def _play(trainer: Trainer, name: str, examples: Callable[[], Tensor]) -> None:
+    """Write the sound of examples ``[n, T, V]``, one after another, if it has one."""
+    wav = data_of(trainer).modality.formats.get("wav")
+    loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+    if wav is None or not loggers:
+        return
+    content = wav(examples().cpu().flatten(0, 1))
+    for logger in loggers:
+        audio = Summary.Audio(
+            sample_rate=RATE, num_channels=1, encoded_audio_string=content, content_type="audio/wav"
+        )
+        summary = Summary(value=[Summary.Value(tag=f"sounds/{name}", audio=audio)])
+        logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
 
 
 def _write_in_folder(file: Path, content: bytes) -> None:

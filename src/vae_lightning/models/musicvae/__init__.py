@@ -1,0 +1,1 @@
+"""MusicVAE: a VAE over sequences, with recurrent networks (Roberts et al. 2018)."""
