@@ -60,9 +60,9 @@ def main(config: DictConfig) -> None:
     else:
         batches = choose_split(trained.read_data(config.data), split)
     columns = codes.encode(model, batches)
-    with new_run_directory("encode", config) as directory:
-        written = codes.write(columns, names, directory)
-    log.info("%s in %s/%s", codes.describe(columns), directory, written)
+    with new_run_directory("encode", config) as writing:
+        written = codes.write(columns, names, writing)
+    log.info("%s in %s/%s", codes.describe(columns), writing.parent, written)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def main(config: DictConfig) -> None:
         classifier = "the classifier that it needs knows grey MNIST images, not"
         remarks.append(f"no sample_quality: {classifier} {data.name}")
     counts = (split, samples, figures, quality)
-    with new_run_directory("evaluate", config) as directory:
-        written = report.measured(trained, directory, data, examples, *counts, remarks)
+    with new_run_directory("evaluate", config) as writing:
+        written = report.measured(trained, writing, data, examples, *counts, remarks)
     log.info(written)
 
 

@@ -29,10 +29,11 @@ def main(config: DictConfig) -> None:
         )
     trained = open_checkpoint(config)
     model = trained.model  # read before a directory is made
-    with new_run_directory("export", config) as directory:
-        differences = programs.write(model, formats, directory)
+    with new_run_directory("export", config) as writing:
+        differences = programs.write(model, formats, writing)
         card = model_card.compose(trained, differences)
-        (directory / "README.md").write_text(card, encoding="utf-8")
+        (writing / "README.md").write_text(card, encoding="utf-8")
+    directory = writing.parent
     for name, difference in differences.items():
         size = (directory / name).stat().st_size / 1e6
         line = "%-18s %5.1f MB   largest difference from the model %.1e"

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Draw examples and write them in the form that was chosen."""
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
+    import io
     import math
     from typing import Annotated, Literal
 
@@ -58,23 +59,24 @@ def main(config: DictConfig) -> None:
             raise ConfigurationError(f"top_k={top_k}: only a prior over codes has it")
         else:
             samples = model.sample(count, noise, labels, temperature)
-    with new_run_directory("sample", config) as directory:
+    with new_run_directory("sample", config) as writing:
         if form == "grid":
-            written = directory / "samples.png"
+            written = writing / "samples.png"
             save_png(sample_grid(modality, samples, columns), written)
         elif suffix in modality.formats:
-            written, digits = directory / "samples", len(str(count - 1))
+            written, digits = writing / "samples", len(str(count - 1))
             written.mkdir()
             for number, example in enumerate(samples):
                 content = modality.formats[suffix](example)
                 (written / f"{number:0{digits}d}.{suffix}").write_bytes(content)
-        elif form == "npy":
-            written = directory / "samples.npy"
-            np.save(written, samples.numpy())
         else:
-            written = directory / "samples.pt"
-            torch.save(samples, written)
-    log.info("%s %ss in %s", f"{count:,}", modality.noun, written)
+            written, packed = writing / f"samples.{form}", io.BytesIO()
+            if form == "npy":
+                np.save(packed, samples.numpy())
+            else:
+                torch.save(samples, packed)
+            written.write_bytes(packed.getbuffer())  # both would tell a full disk without its name
+    log.info("%s %ss in %s", f"{count:,}", modality.noun, writing.parent / written.name)
 
 
 if __name__ == "__main__":

@@ -64,16 +64,16 @@ def main(config: DictConfig) -> None:
         "jobs.csv": tables.jobs_csv(jobs),
         "summary.md": tables.markdown(combinations, sort, remarks, left_out, list(drawn)),
     }
-    with new_run_directory("summarize", config) as directory:
+    with new_run_directory("summarize", config) as writing:
         for name, text in texts.items():
-            atomic_files.write(directory / name, text.encode())
+            atomic_files.write(writing / name, text.encode())
         for name, figure in drawn.items():
             for form in ("png", "pdf"):
-                figure.savefig(directory / f"{name}.{form}", dpi=200)
+                figure.savefig(writing / f"{name}.{form}", dpi=200)
     shown = [tables.table(combinations, sort), "\n".join(f"  {remark}" for remark in remarks)]
     if left_out:
         shown.append(tables.listing(left_out, len(jobs)))
-    shown.append(f"{', '.join([*texts, *(f'{name}.png' for name in drawn)])} in {directory}")
+    shown.append(f"{', '.join([*texts, *(f'{name}.png' for name in drawn)])} in {writing.parent}")
     log.info("\n%s", "\n\n".join(shown))
 
 

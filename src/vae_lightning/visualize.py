@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
     examples = choose_split(data, split)
     encoded = drawings.encode(model, examples) if isinstance(model, LatentModel) else None
     drawn = []
-    with new_run_directory("visualize", config) as directory:
+    with new_run_directory("visualize", config) as writing:
         for name in what:
             if reasons[name]:
                 log.info("No %s: %s", name, reasons[name])
@@ -67,11 +67,11 @@ def main(config: DictConfig) -> None:
                 for number, row in enumerate(shown.reshape(count, -1, *shown.shape[2:]), 1):
                     for form in heard:
                         content = trained.modality.formats[form](row)
-                        (directory / f"{name}_{number}.{form}").write_bytes(content)
+                        (writing / f"{name}_{number}.{form}").write_bytes(content)
             for form in [form for form in formats if form not in heard]:
-                figure.savefig(directory / f"{name}.{form}", dpi=200)
+                figure.savefig(writing / f"{name}.{form}", dpi=200)
             drawn.append(name)
-    log.info("%s in %s", ", ".join(drawn), directory)
+    log.info("%s in %s", ", ".join(drawn), writing.parent)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vae_lightning.configuration.quoting import printable
@@ -39,7 +40,7 @@ def add_bits(figures: dict[str, Any], model: Model) -> None:
 
 def measured(
     trained: Trained,
-    directory: Any,
+    directory: Path,
     data: DataModule,
     batches: Batches,
     split: str,
@@ -52,7 +53,7 @@ def measured(
 
     Args:
         trained: the checkpoint.
-        directory: the evaluation's run directory.
+        directory: a folder to write into, in the evaluation's own.
         data: the data measured on.
         batches: those examples that were looked at.
         split: which part they are of.
@@ -92,7 +93,8 @@ def measured(
         rows["model"] = ", ".join(f"{name} {value}" for name, value in protocol.items())
     rows |= _rows(figures | quality, model, noun, samples, count)
     rows |= {name: reason for name, _, reason in (each.partition(": ") for each in remarks)}
-    rows |= {"note": model.meaning, "checkpoint": str(file), "figures": str(written)}
+    figures_in = directory.parent / written.name
+    rows |= {"note": model.meaning, "checkpoint": str(file), "figures": str(figures_in)}
     return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
 
 

@@ -27,6 +27,20 @@ _MADE: set[tuple[int, int]] = set()
 _FOUND_EMPTY: set[tuple[int, int]] = set()
 """Those that it found empty, and that it was to write into."""
 
+_OF_A_RUN = (
+    ".hydra",
+    "checkpoints",
+    "csv",
+    "images",
+    "tensorboard",
+    "metrics.json",
+    "train.log",
+    "tune.log",
+)
+"""What a run that has just begun may have written into one of those."""
+
+_WRITING = ".writing"
+
 _POINTERS = tuple(
     f"checkpoints/{each}" for each in ("best.ckpt", "last.ckpt", ".best.ckpt.tmp", ".last.ckpt.tmp")
 )
@@ -43,14 +57,14 @@ def make(directory: Path) -> None:
 
 
 def adopt(directory: Path) -> None:
-    """Let ``remove`` empty a directory that was found empty: all that comes into it is ours."""
+    """Let ``remove`` take what a run writes out of a directory that was found empty."""
     _FOUND_EMPTY.add(_identity(directory))
 
 
 def remove(directory: Path) -> bool:
     """Remove a directory with all that is in it, if this process made it or one that it lies in.
 
-    One that this process found empty is emptied, and stays.
+    One that this process found empty stays, and in it whatever a run doesn't write.
 
     Returns:
         Whether it did; else nothing was touched.
@@ -61,9 +75,9 @@ def remove(directory: Path) -> bool:
     if not any(_identity(each) in _MADE | _FOUND_EMPTY for each in (place, *place.parents)):
         return False
     if _identity(place) in _FOUND_EMPTY:
-        for each in directory.iterdir():
+        for each in (directory / name for name in _OF_A_RUN):
             if not remove(each):
-                each.unlink()
+                each.unlink(missing_ok=True)
         return True
     _MADE.discard(_identity(place))  # its number may be another's soon
     shutil.rmtree(directory)
@@ -154,7 +168,8 @@ def make_run_directory(name: str) -> Path:
     """
     signals.heed()
     settings: Any = HydraConfig.get()
-    if settings.mode != RunMode.MULTIRUN and settings.run.dir == ".":
+    is_named = any(each.startswith("hydra.run.dir=") for each in settings.overrides.hydra)
+    if settings.mode != RunMode.MULTIRUN and settings.run.dir == "." and not is_named:
         directory = make_directory(Path("outputs") / name)
     else:
         directory = Path(settings.runtime.output_dir)  # Hydra has made it
@@ -215,19 +230,36 @@ def save_configuration(config: DictConfig, directory: Path) -> None:
 
 @contextmanager
 def new_run_directory(name: str, config: DictConfig) -> Iterator[Path]:
-    """Make the directory of this run for the body to write into, with the configuration in it.
+    """Make the directory of this run, and a folder in it for the body to write into.
 
-    If the body fails, all that was written is removed.
+    At the end all that was written goes up into the directory. If the body fails, it is removed.
 
     Raises:
-        ConfigurationError: ``hydra.run.dir=…`` names a directory that isn't empty.
+        ConfigurationError: ``hydra.run.dir=…`` names a directory that isn't empty, or that another
+            has written into meanwhile.
     """
     directory = make_run_directory(name)
+    writing = directory / _WRITING
     try:
-        save_configuration(config, directory)
-        yield directory
-    except BaseException:
-        remove(directory)
+        make(writing)
+    except FileExistsError as error:
+        raise ConfigurationError(f"{directory}: another command is writing there") from error
+    try:
+        save_configuration(config, writing)
+        yield writing
+        written = list(writing.iterdir())
+        for each in written:
+            if (directory / each.name).exists():
+                raise ConfigurationError(
+                    f"{directory / each.name}: put there meanwhile, and nothing is overwritten"
+                )
+        for each in written:
+            each.rename(directory / each.name)
+        writing.rmdir()
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(directory)  # which a full disk doesn't name
+        remove(writing)
         raise
 
 
