@@ -241,9 +241,13 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
             return [*[gr.skip()] * (6 + len(shown)), str(error)]
         return [*go_to(window, explorer.encode(window, None), None, "your file"), ""]
 
+    def keep_place(z: list[float], label: int | None) -> list[Any]:
+        """Return a place as an end of the morph, with its example."""
+        return [z, picture(explorer.decode(torch.tensor(z), label), "kept")]
+
     def walked(share: float, start: list[float], end: list[float], label: int | None) -> list[Any]:
         """Return what changes a share of the way between two places."""
-        weight = torch.tensor([[share]])
+        weight = torch.tensor([[float(share)]])  # the page sends 1, not 1.0
         z = slerp(torch.tensor(start), torch.tensor(end), weight)[0]
         values = [round(value, 2) for value in z[shown].tolist()]
         return [z.tolist(), *at(z, label), *values]
@@ -322,6 +326,11 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
                 ends = [gr.State(origin.tolist()), gr.State(origin.tolist())]
                 with gr.Row():
                     keeps = [gr.Button(f"Keep as {end}", size="sm") for end in ("A", "B")]
+                with gr.Row():
+                    kept = [
+                        gr.HTML(elem_classes="picture", elem_id=f"end{end}", min_width=100)
+                        for end in ("A", "B")
+                    ]
                 share = gr.Slider(
                     0, 1, 0, step=0.01, label="from A to B", buttons=[], elem_id="morph"
                 )
@@ -334,8 +343,8 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
             place.pick(None, js=WIPE)
             canvas.drawn(drawn, [label], everything, **QUICK)
             clear.click(None, js=WIPE)
-        for keep, end in zip(keeps, ends, strict=True):
-            keep.click(lambda z: z, [code], [end], **QUICK)
+        for keep, end, seen_as in zip(keeps, ends, kept, strict=True):
+            keep.click(keep_place, [code, label], [end, seen_as], **QUICK)
         share.input(walked, [share, *ends, label], [code, decoded, place, *moving], **QUICK)
         if explorer.takes_midi:
             drop.dropped(dropped, None, [*everything, refused], **QUICK)

@@ -14,9 +14,9 @@ SIZES = {
     "latent_dim": 2,
     "embedding_dim": 3,
     "encoder_dim": 4,
-    "encoder_parts": 1,
+    "parts": 1,
     "decoder_dim": 5,
-    "conductor_dim": 4,
+    "guide_dim": 4,
     "step_dim": 4,
 }
 
@@ -194,7 +194,7 @@ def test_a_hidden_step_is_not_seen_and_the_others_are():
     [
         ((1, 28, 28), "unit", {}, "^model=musicvae: needs music"),
         ((5, 1), "tokens", {"decoder": "hierarchical"}, "^model.bar=2: .*whole bars, not 5 steps"),
-        ((4, 1), "tokens", {"encoder_parts": 3}, "^model.encoder_parts=3: must divide 4 steps"),
+        ((4, 1), "tokens", {"parts": 3}, "^model.parts=3: must divide 4 steps"),
         ((4, 1), "tokens", {"kl_schedule": "linear"}, "^kl_schedule=linear: over how many steps"),
     ],
 )
@@ -204,7 +204,7 @@ def test_what_means_nothing_is_refused(shape, values, settings, message):
 
 
 def test_the_encoder_s_parts_are_means_over_the_steps_that_there_are():
-    model = build((4, 2), 5, "sets", encoder_parts=2)
+    model = build((4, 2), 5, "sets", parts=2)
     pooled = []
     model.encoder.head.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
     x = torch.tensor([[[2, 1], [3, 1], [4, 1], [0, 0]]])

@@ -19,8 +19,10 @@ from vae_lightning.models.musicvae.networks import (
     FIRST_PITCH,
     HOLD,
     REST,
+    Conductor,
     Decoder,
     Encoder,
+    Guide,
     StepEmbedding,
     Steps,
     Voices,
@@ -56,9 +58,9 @@ class MusicVAE(base.LatentModel):
         decoder: Literal["flat", "hierarchical"] = "flat",
         embedding_dim: PositiveInt = 64,
         encoder_dim: PositiveInt = 256,
-        encoder_parts: PositiveInt = 8,
         decoder_dim: PositiveInt = 256,
-        conductor_dim: PositiveInt = 256,
+        parts: PositiveInt = 8,
+        guide_dim: PositiveInt = 128,
         step_dim: PositiveInt = 128,
         word_dropout: _Share = 0.0,
         dropout: _Share = 0.0,
@@ -76,9 +78,10 @@ class MusicVAE(base.LatentModel):
             decoder: ``flat``, or ``hierarchical``: a conductor gives one state per bar.
             embedding_dim: numbers of a step's embedding.
             encoder_dim: size of the encoder's state, in each direction.
-            encoder_parts: parts of equal length over each of which its states are averaged.
             decoder_dim: size of the decoder's state.
-            conductor_dim: size of the conductor's.
+            parts: of equal length. The encoder averages its states over each, and a flat decoder
+                is told of the latent by a linear map for each.
+            guide_dim: how many numbers that are; of a hierarchical one, the conductor's state.
             step_dim: width of the layer that makes a step's tokens of the state.
             word_dropout: share of steps that training hides from the decoder, which then has the
                 latent to go by.
@@ -102,8 +105,8 @@ class MusicVAE(base.LatentModel):
             raise ValueError(
                 f"model.bar={bar}: a hierarchical decoder needs whole bars, not {steps} steps"
             )
-        if steps % encoder_parts:
-            raise ValueError(f"model.encoder_parts={encoder_parts}: must divide {steps} steps")
+        if steps % parts:
+            raise ValueError(f"model.parts={parts}: must divide {steps} steps")
         if kl_schedule != "constant" and not kl_schedule_steps:
             raise ValueError(
                 f"kl_schedule={kl_schedule}: over how many steps? kl_schedule_steps=1000"
@@ -122,11 +125,15 @@ class MusicVAE(base.LatentModel):
             return StepEmbedding(voices, vocabulary, bar, embedding_dim)
 
         self.encoder = Encoder(
-            embedding(), embedding_dim, encoder_dim, latent_dim, encoder_parts, self.lists_sets
+            embedding(), embedding_dim, encoder_dim, latent_dim, parts, self.lists_sets
         )
-        conductor = conductor_dim if decoder == "hierarchical" else 0
+        guide: Guide | Conductor
+        if decoder == "flat":
+            part, guide = steps // parts, Guide(latent_dim, parts, guide_dim)
+        else:
+            part, guide = bar, Conductor(latent_dim, steps // bar, guide_dim)
         self.decoder = Decoder(
-            Steps(embedding(), embedding_dim, decoder_dim, latent_dim, conductor),
+            Steps(embedding(), embedding_dim, decoder_dim, guide, guide_dim, part),
             Voices(voices, vocabulary, decoder_dim, step_dim),
             self.lists_sets,
         )
@@ -275,7 +282,7 @@ class MusicVAE(base.LatentModel):
         """Return tokens ``[n, T, V]`` of latents, each chosen by its logits, step and voice."""
         x = torch.zeros(len(z), self.steps, self.voices, dtype=torch.int64, device=z.device)
         network = self.decoder.steps
-        told = network.told(z, -(-self.steps // network.bar))
+        told = network.guide(z)
         state = network.first_state(told[:, 0])
         for step in range(self.steps):
             before = x[:, step - 1] if step else None

@@ -127,12 +127,45 @@ class Voices(nn.Module):
         return logits
 
 
-class Steps(nn.Module):
-    """An LSTM over the steps. What it is told at each one comes from the latent.
+class Guide(nn.Module):
+    """What the decoder is told of each part of a sequence: a linear map of the latent for each."""
 
-    ``flat``: the latent itself, at every step. ``hierarchical``: a second LSTM, the conductor,
-    makes of the latent one state per bar. The first one starts anew from it in each bar, and sees
-    no more of the bars before than their last step.
+    def __init__(self, latent_dim: int, parts: int, dim: int) -> None:
+        """Take D, how many parts, and how many numbers of each."""
+        super().__init__()
+        self.parts = parts
+        self.map = nn.Linear(latent_dim, parts * dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return ``[B, parts, dim]`` for latents ``[B, D]``."""
+        guides: Tensor = self.map(z).view(z.shape[0], self.parts, -1)
+        return guides
+
+
+class Conductor(nn.Module):
+    """What a hierarchical decoder is told of each part: the states of an LSTM, begun by z."""
+
+    def __init__(self, latent_dim: int, parts: int, dim: int) -> None:
+        """Take D, how many parts, and the size of the state."""
+        super().__init__()
+        self.parts = parts
+        self.start = nn.Linear(latent_dim, 2 * dim)
+        self.lstm = nn.LSTM(1, dim, batch_first=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return ``[B, parts, dim]`` for latents ``[B, D]``."""
+        hidden, cell = torch.tanh(self.start(z)).chunk(2, dim=-1)
+        nothing = z.new_zeros(z.shape[0], self.parts, 1)
+        states: Tensor = self.lstm(nothing, (hidden[None].contiguous(), cell[None].contiguous()))[0]
+        return states
+
+
+class Steps(nn.Module):
+    """An LSTM over the steps. What it is told in each part comes from the latent.
+
+    ``flat``: by a linear map for each part. ``hierarchical``: parts are bars, and an LSTM over
+    them, the conductor, makes one state for each. The decoder's LSTM starts anew from it in each
+    bar, and sees no more of the bars before than their last step.
     """
 
     def __init__(
@@ -140,30 +173,17 @@ class Steps(nn.Module):
         embedding: StepEmbedding,
         dim: int,
         hidden: int,
-        latent_dim: int,
-        conductor: int,
+        guide: Guide | Conductor,
+        guide_dim: int,
+        part: int,
     ) -> None:
-        """Take how steps are embedded, E, H, D, and the size of the conductor; 0: there is none."""
+        """Take how steps are embedded, E, H, the guide and its size, and the steps of a part."""
         super().__init__()
-        self.embedding, self.hidden = embedding, hidden
-        told = conductor or latent_dim
-        self.start = nn.Linear(told, 2 * hidden)
-        self.lstm = nn.LSTM(dim + told, hidden, batch_first=True)
+        self.embedding, self.guide, self.part = embedding, guide, part
+        self.start = nn.Linear(guide_dim, 2 * hidden)
+        self.lstm = nn.LSTM(dim + guide_dim, hidden, batch_first=True)
         self.begin = nn.Parameter(torch.zeros(dim))  # in place of a step before the first
-        self.conductor = nn.LSTM(1, conductor, batch_first=True) if conductor else None
-        self.conductor_start = nn.Linear(latent_dim, 2 * conductor) if conductor else None
-        self.bar = embedding.places
-
-    def told(self, z: Tensor, bars: int) -> Tensor:
-        """Return what each bar is told, ``[B, bars, told]``, by latents ``[B, D]``."""
-        if self.conductor is None or self.conductor_start is None:
-            return z[:, None].expand(-1, bars, -1)
-        hidden, cell = torch.tanh(self.conductor_start(z)).chunk(2, dim=-1)
-        nothing = z.new_zeros(z.shape[0], bars, 1)
-        states: Tensor = self.conductor(
-            nothing, (hidden[None].contiguous(), cell[None].contiguous())
-        )[0]
-        return states
+        self.starts_anew = isinstance(guide, Conductor)
 
     def first_state(self, told: Tensor) -> State:
         """Return the state before the first step that is told ``[B, told]``."""
@@ -185,14 +205,13 @@ class Steps(nn.Module):
             before = before * kept[:, :-1, None].to(before.dtype)
         before = torch.cat([self.begin.expand(batch, 1, -1), before], 1)
         before = before + self.embedding.at(torch.arange(steps, device=x.device))
-        told = self.told(z, -(-steps // self.bar))
-        inputs = torch.cat([before, told.repeat_interleave(self.bar, 1)[:, :steps]], -1)
-        if self.conductor is None:
-            states: Tensor = self.lstm(inputs, self.first_state(told[:, 0]))[0]
-        else:
-            bars = inputs.reshape(batch * (steps // self.bar), self.bar, -1)
-            states = self.lstm(bars, self.first_state(told.flatten(0, 1)))[0]
-            states = states.reshape(batch, steps, -1)
+        told = self.guide(z)
+        inputs = torch.cat([before, told.repeat_interleave(self.part, 1)], -1)
+        if self.starts_anew:
+            parts = inputs.reshape(batch * (steps // self.part), self.part, -1)
+            states: Tensor = self.lstm(parts, self.first_state(told.flatten(0, 1)))[0]
+            return states.reshape(batch, steps, -1)
+        states = self.lstm(inputs, self.first_state(told[:, 0]))[0]
         return states
 
     def next_state(
@@ -203,15 +222,15 @@ class Steps(nn.Module):
         Args:
             before: tokens of the step before, ``[B, V]``; None: this is the first.
             step: its number.
-            told: see ``told``.
+            told: by the guide, of each part, ``[B, parts, guide]``.
             state: of the LSTM after the step before.
         """
-        of_bar = told[:, step // self.bar]
-        if self.conductor is not None and step % self.bar == 0:
-            state = self.first_state(of_bar)
+        of_part = told[:, step // self.part]
+        if self.starts_anew and step % self.part == 0:
+            state = self.first_state(of_part)
         seen = self.begin.expand(len(told), -1) if before is None else self.embedding(before)
         seen = seen + self.embedding.at(torch.tensor(step, device=told.device))
-        output, state = self.lstm(torch.cat([seen, of_bar], -1)[:, None], state)
+        output, state = self.lstm(torch.cat([seen, of_part], -1)[:, None], state)
         return output[:, 0], state
 
 

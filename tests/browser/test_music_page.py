@@ -1,0 +1,128 @@
+"""The explorer of a model of music, in a browser: it plays, morphs, and takes a MIDI file."""
+
+import base64
+import io
+import subprocess
+import sys
+
+import mido
+import pytest
+
+import vae_lightning
+from conftest import SHOTS, explorer_on
+from vae_lightning.data.music.datamodule import MELODIES
+
+PLAYS = """name => {
+    const player = document.querySelector(`#${name} audio`);
+    return player && player.readyState > 2 && player.duration;
+}"""
+CHANGED = """before => {
+    const shown = document.querySelector('#decoded img');
+    return shown && shown.src !== before;
+}"""
+
+IS = "expected => document.querySelector('#decoded img').src === expected"
+
+
+@pytest.fixture(scope="module")
+def melodies(tmp_path_factory):
+    """The run of a small MusicVAE."""
+    sizes = [f"model.{each}_dim=32" for each in ("latent", "encoder", "decoder", "step")]
+    settings = ["model=musicvae", "data=melodies", "data.collections=[exercises]", *sizes]
+    settings += ["callbacks=minimal", "trainer.max_epochs=40", "optimizer.learning_rate=1e-2"]
+    settings += ["model.kl_weight=0.01", "callbacks.best.monitor=val/onset_accuracy"]
+    directory = tmp_path_factory.mktemp("melodies")
+    command = [sys.executable, "-m", "vae_lightning.train", *settings, "hydra.run.dir=run"]
+    subprocess.run(command, cwd=directory, check=True)
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, melodies):
+    with explorer_on(melodies, tmp_path_factory.mktemp("music")) as (found, _, _):
+        yield found
+
+
+@pytest.fixture
+def page(tab, address):
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(error))
+    tab.goto(address)
+    tab.wait_for_function(PLAYS, arg="decoded")
+    yield tab
+    assert errors == []
+
+
+def source(page, name, element="img"):
+    return page.locator(f"#{name} {element}").first.get_attribute("src")
+
+
+def changed(page, before):
+    page.wait_for_function(CHANGED, arg=before)
+    return source(page, "decoded")
+
+
+def pick(page, across, down):
+    box = page.locator("#map img").bounding_box()
+    position = {"x": across * box["width"], "y": down * box["height"]}
+    page.locator("#map img").click(position=position)
+
+
+def test_what_a_slider_moves_plays_at_once(page):
+    before, sound = source(page, "decoded"), source(page, "decoded", "audio")
+    slider = page.locator(".latent input[type=range]").first
+    slider.focus()
+    for _ in range(8):
+        slider.press("PageUp")
+    changed(page, before)
+    page.wait_for_function(PLAYS, arg="decoded")
+    seconds = page.evaluate(PLAYS, "decoded")
+    assert seconds == pytest.approx(4.06, abs=0.1)  # two bars and the last note's end
+    assert source(page, "decoded", "audio") != sound
+    assert page.locator("#decoded audio").evaluate("each => each.autoplay")
+
+
+def test_two_melodies_are_kept_and_morphed(page):
+    before = source(page, "decoded")
+    pick(page, 0.3, 0.5)
+    first = changed(page, before)
+    page.get_by_role("button", name="Keep as A").click()
+    page.wait_for_function(PLAYS, arg="endA")
+    pick(page, 0.75, 0.45)
+    last = changed(page, first)
+    page.get_by_role("button", name="Keep as B").click()
+    page.wait_for_function(PLAYS, arg="endB")
+    assert [source(page, end) for end in ("endA", "endB")] == [first, last]
+    assert last != first
+    slider = page.locator("#morph input[type=range]")
+    slider.focus()
+    slider.press("Home")
+    slider.press("ArrowRight")
+    slider.press("Home")
+    page.wait_for_function(IS, arg=first)
+    slider.press("End")
+    page.wait_for_function(IS, arg=last)
+    page.screenshot(path=SHOTS / "music.png", full_page=True)
+
+
+def test_a_midi_file_is_dropped_and_what_is_heard_is_downloaded(page, melodies, tmp_path):
+    window = vae_lightning.load(melodies).sample(1, vae_lightning.SamplingNoise(1, 3))[0]
+    (tmp_path / "mine.mid").write_bytes(MELODIES.formats["mid"](window))
+    before = source(page, "image")
+    page.locator("#drop input").set_input_files(tmp_path / "mine.mid")
+    page.locator("#image figcaption", has_text="your file").wait_for()
+    assert source(page, "image") != before
+    page.wait_for_function(PLAYS, arg="reconstruction")
+    with page.expect_download() as download:
+        page.locator("#image a", has_text="MIDI").click()
+    kept = mido.MidiFile(download.value.path())
+    expected = mido.MidiFile(file=io.BytesIO((tmp_path / "mine.mid").read_bytes()))
+    assert [str(each) for each in kept] == [str(each) for each in expected]
+    link = page.locator("#decoded a").get_attribute("href")
+    assert base64.b64decode(link.partition(",")[2])[:4] == b"MThd"
+
+
+def test_a_file_that_is_no_midi_is_refused_in_a_line(page, tmp_path):
+    (tmp_path / "mine.mid").write_bytes(b"no music")
+    page.locator("#drop input").set_input_files(tmp_path / "mine.mid")
+    page.locator("#refused", has_text="this file").wait_for()
