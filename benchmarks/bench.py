@@ -156,6 +156,23 @@ ROWS = [
             ("iwae", ("experiment=iwae", "data.batch_size=20"), 400),
         )
     ),
+    *(
+        Row(
+            name,
+            functools.partial(sides.own_loss, overrides=overrides, epochs=3, batches=batches),
+            f"a step of {' '.join(overrides)}, counted as in step",
+            "a loop of the model's own loss, fused Adam and noise without a seed",
+            must=0.8,
+            hope=0.9,
+            pairs=5,
+            show=in_milliseconds,
+        )
+        for name, overrides, batches in (
+            ("vqvae", ("experiment=vqvae", "callbacks=minimal"), 100),
+            ("prior", ("experiment=prior", "callbacks=minimal"), 60),
+            ("musicvae", ("experiment=melody_bound", "callbacks=minimal"), 40),
+        )
+    ),
     Row(
         "products",
         sides.products,

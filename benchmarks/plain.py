@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vae_lightning import VAE
+from vae_lightning import VAE, Batch
+from vae_lightning.models.base import Model
 
 BATCH = 128
 """Images in a training step."""
@@ -120,6 +121,50 @@ class BareLoop:
     def epoch(self) -> None:
         """Take a step on each batch of a new order of all images."""
         self.run(torch.randperm(len(self.images), device=self.images.device).split(self.batch))
+
+
+class Drawn:
+    """Noise as torch draws it: the order of all draws counts, and no seed."""
+
+    def __init__(self, rows: int) -> None:
+        """Take B."""
+        self.rows = rows
+
+    def normal(self, *shape: int, samples: int = 1) -> Tensor:
+        """Return standard normal noise, ``[S, B, *shape]``."""
+        return torch.randn(samples, self.rows, *shape)
+
+    def uniform(self, *shape: int, samples: int = 1) -> Tensor:
+        """Return noise uniform on [0, 1), ``[S, B, *shape]``."""
+        return torch.rand(samples, self.rows, *shape)
+
+    def integers(self, high: int) -> Tensor:
+        """Return whole numbers on 0 … high − 1, ``[B]``."""
+        return torch.randint(high, (self.rows,))
+
+
+class ModelLoop:
+    """Steps of any model by its own loss, and nothing beside them."""
+
+    def __init__(self, model: Model, x: Tensor, batch: int, clip: float | None) -> None:
+        """Take the model, all examples as they are stored, B, and the largest norm of gradients."""
+        self.model, self.x, self.batch, self.clip = model.train(), x, batch, clip
+        weights = [each for each in model.parameters() if each.requires_grad]
+        self.optimizer = torch.optim.Adam(weights, lr=1e-3, fused=True)
+
+    def run(self, batches: Sequence[Tensor]) -> None:
+        """Take one step on each batch of indices, ``[B]``."""
+        for step, index in enumerate(batches):
+            x = self.x.index_select(0, index)
+            if x.dtype == torch.uint8:
+                x = x.float().div_(255)
+            loss, _ = self.model.loss(Batch(x), Drawn(len(index)), step)
+            self.optimizer.zero_grad()
+            loss.mean().backward()
+            if self.clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            self.optimizer.step()
+            self.model.after_step(Drawn(self.batch))
 
 
 class GraphLoop(BareLoop):

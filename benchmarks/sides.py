@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from example import Example
-from plain import BATCH, BareLoop, DecoderProducts, GraphLoop, StepProducts
+from plain import BATCH, BareLoop, DecoderProducts, GraphLoop, ModelLoop, StepProducts
 from vae_lightning import VAE, MNISTDataModule, SamplingNoise
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.evaluation import measure
@@ -380,6 +380,39 @@ def model(bench: Bench, overrides: Sequence[str], epochs: int, batches: int) -> 
 
     def theirs() -> float:
         order = torch.randperm(len(loop.images), device=bench.device).split(loop.batch)[:count]
+        return timed_alone(lambda: loop.run(order)) / count
+
+    return ours, theirs
+
+
+def own_loss(
+    bench: Bench, overrides: Sequence[str], epochs: int, batches: int
+) -> tuple[Side, Side]:
+    """A step of any model against a loop that calls the model's own loss, and does nothing else.
+
+    Args: see ``model``. A prior over codes is trained on those of a VQ-VAE of a few steps.
+    """
+    data_dir = f"data.dir={bench.data_dir}"
+    is_music = "experiment=melody_bound" in overrides  # which lies in the user's cache folder
+    run = overrides if is_music else (*overrides, data_dir)
+    if "experiment=prior" in overrides:
+        codes = bench.directory / "codes"
+        first = ("experiment=vqvae", "trainer.max_epochs=1", "trainer.limit_train_batches=20")
+        bench.process(*TRAIN, *first, data_dir, "callbacks=minimal", f"hydra.run.dir={codes}")
+        run = (*overrides, f"data.run={codes}", data_dir)
+    with tempfile.TemporaryDirectory(dir=bench.directory) as directory, contextlib.chdir(directory):
+        parts = experiment.build(compose(*run))
+    data, count = parts.data, batches // 10 if bench.quick else batches
+    x = data.x["train"][data.train_indices].to(bench.device)
+    clip = parts.trainer.gradient_clip_val
+    loop = ModelLoop(parts.module.model.to(bench.device), x, data.batch_size, clip)
+    limits = (f"trainer.limit_train_batches={count}", "trainer.limit_val_batches=1")
+
+    def ours() -> float:
+        return fit(bench.directory, *run, *limits, epochs=epochs).seconds_of_step
+
+    def theirs() -> float:
+        order = torch.randperm(len(x), device=bench.device).split(loop.batch)[:count]
         return timed_alone(lambda: loop.run(order)) / count
 
     return ours, theirs

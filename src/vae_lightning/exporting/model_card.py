@@ -16,7 +16,9 @@ from torch import Tensor
 
 from vae_lightning import __version__
 from vae_lightning.configuration.quoting import markdown, printable
-from vae_lightning.data.catalogue import DATASETS
+from vae_lightning.data.catalogue import DATASETS, SCORES
+from vae_lightning.data.datamodule import DataModule
+from vae_lightning.data.music.datamodule import MusicDataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.exporting.programs import BATCHES
 from vae_lightning.models.base import Autoencoder, Export, Model, target_of
@@ -45,7 +47,7 @@ def compose(trained: Trained, differences: Mapping[str, float]) -> str:
         ConfigurationError: the checkpoint or the metrics.json of its run is damaged.
     """
     model, settings = trained.model, trained.trained_with
-    source = _source(settings)
+    source = _source(trained.data_class, settings)
     formats = [name for name in ("onnx", "safetensors") if _has(differences, name)]
     front: dict[str, Any] = {
         "license": "mit",
@@ -71,8 +73,11 @@ def compose(trained: Trained, differences: Mapping[str, float]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _source(settings: Mapping[str, Any]) -> _Source:
+def _source(kind: type[DataModule], settings: Mapping[str, Any]) -> _Source:
     """Return what is known of the data; of a user's own data its name at most."""
+    if issubclass(kind, MusicDataModule):
+        scores = SCORES[kind.scores]
+        return _Source(f"{kind.music} ({scores.title})", None, scores.terms)
     name = str(settings.get("name", "data of the user's own"))
     if dataset := DATASETS.get(name):
         return _Source(dataset.title, dataset.hub, dataset.terms)
@@ -134,7 +139,8 @@ def _files(parts: Mapping[str, Export], differences: Mapping[str, float]) -> str
     return (
         f"## Files\n\n{table}\n\nEach file was read back and compared with the model on "
         f"{max(BATCHES)} examples that the model made, on the CPU, in batches of "
-        f"{', '.join(map(str, BATCHES))}: the largest absolute difference of an output."
+        f"{', '.join(map(str, BATCHES))}: the largest difference of an output, of one above 1 as "
+        "a share."
     )
 
 

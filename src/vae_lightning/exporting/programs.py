@@ -19,7 +19,7 @@ from vae_lightning.models.base import EXPORT_ROWS, DataSpec, Export, Model, targ
 Format = Literal["onnx", "torch_export", "safetensors"]
 
 TOLERANCE = 1e-5
-"""How far the outputs of a file may lie from the model's, in absolute numbers."""
+"""How far the outputs of a file may lie from the model's; of outputs above 1, as a share."""
 
 BATCHES = (1, 2, EXPORT_ROWS)
 """Batch sizes that are compared: one example, the size that is traced, and another."""
@@ -172,7 +172,8 @@ def compare(file: Path, read: Callable[[Path], Computation], part: Export) -> fl
             for computed, expected in outputs:
                 if computed.shape != expected.shape:
                     raise ValueError(f"{list(computed.shape)} instead of {list(expected.shape)}")
-                differences.append((computed.double() - expected.double()).abs().max())
+                difference = computed.double() - expected.double()
+                differences.append((difference / expected.double().abs().clamp(min=1)).abs().max())
     except Exception as error:  # what a damaged file can make its readers raise has no end
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigurationError(

@@ -40,7 +40,12 @@ class Trained:
     @property
     def modality(self) -> Modality:
         """How the examples are looked at, written and read."""
-        return checkpoints.data_of(self.file, self.content)[0].modality
+        return self.data_class.modality
+
+    @property
+    def data_class(self) -> type[DataModule]:
+        """The class of the data that the model was trained on."""
+        return checkpoints.data_of(self.file, self.content)[0]
 
     @property
     def trained_with(self) -> dict[str, Any]:

@@ -231,8 +231,9 @@ def _decoded(
         )
     starts, ends, names = _ends(encoded, data)
     rows = [f"{each}, {way}" for each in names for way in ("straight", "sphere")]
-    shares = [f"{share:.1f}" for share in torch.linspace(0, 1, 11).tolist()]
-    picture = grids.interpolation_grid(modality, decode, point[starts], point[ends])
+    columns = 8 if model.data.is_of_tokens else 11  # of music a row is also listened to
+    shares = [f"{share:.2g}" for share in torch.linspace(0, 1, columns).tolist()]
+    picture = grids.interpolation_grid(modality, decode, point[starts], point[ends], columns)
     return Drawn(picture, rows, shares, "share of the way", examples=decoded[0])
 
 

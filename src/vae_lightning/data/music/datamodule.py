@@ -39,8 +39,15 @@ Directory = Annotated[str, Field(min_length=1)] | None
 
 
 class MusicDataModule(DataModule):
-    """Windows of scores, split by piece. How many there are is known when they have been read."""
+    """Windows of scores, split by piece. How many there are is known when they have been read.
 
+    Attributes:
+        scores: in the catalogue, where they come from.
+        music: what they are, for readers.
+    """
+
+    scores: ClassVar[str] = "music21"
+    music: ClassVar[str]
     transpose: bool = False
 
     def __init__(
@@ -112,6 +119,7 @@ class Melodies(MusicDataModule):
     """Windows of folk tunes, ``[16 · bars, 1]``."""
 
     modality: ClassVar[Modality] = MELODIES
+    music: ClassVar[str] = "folk tunes"
 
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
@@ -155,7 +163,7 @@ class Melodies(MusicDataModule):
             name="melodies",
             spec=DataSpec((bars * BAR, 1), "tokens", FIRST_PITCH + MELODIES.pitches),
             settings=settings,
-            folder=data_folder("music21", dir),
+            folder=data_folder(self.scores, dir),
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             split_seed=split_seed,
@@ -165,7 +173,7 @@ class Melodies(MusicDataModule):
     def prepare_data(self) -> None:
         """Fetch the scores if they aren't there, verified by checksum."""
         if set(self.collections) - {"exercises"}:
-            fetch("music21", self.folder)
+            fetch(self.scores, self.folder)
 
     def read_splits(self) -> dict[Split, Tensor]:
         """Read the tunes, and split them."""
@@ -196,6 +204,7 @@ class Chorales(MusicDataModule):
     """Windows of Bach's four-part chorales, ``[16 · bars, 4]``."""
 
     modality: ClassVar[Modality] = CHORALES
+    music: ClassVar[str] = "Bach's chorales"
 
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
@@ -227,7 +236,7 @@ class Chorales(MusicDataModule):
             name="chorales",
             spec=DataSpec((bars * BAR, 4), "tokens", FIRST_PITCH + CHORALES.pitches),
             settings=settings,
-            folder=data_folder("music21", dir),
+            folder=data_folder(self.scores, dir),
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             split_seed=0,
@@ -236,7 +245,7 @@ class Chorales(MusicDataModule):
 
     def prepare_data(self) -> None:
         """Fetch the scores if they aren't there, verified by checksum."""
-        fetch("music21", self.folder)
+        fetch(self.scores, self.folder)
 
     def read_splits(self) -> dict[Split, Tensor]:
         """Read the chorales."""
@@ -259,6 +268,8 @@ class JSBChorales(MusicDataModule):
     """
 
     modality: ClassVar[Modality] = JSB
+    scores: ClassVar[str] = "jsb_chorales"
+    music: ClassVar[str] = "Bach's chorales"
 
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
@@ -287,7 +298,7 @@ class JSBChorales(MusicDataModule):
             name="jsb_chorales",
             spec=DataSpec((_LONGEST, 5), "sets", FIRST_PITCH + JSB.pitches),
             settings=settings,
-            folder=data_folder("jsb_chorales", dir),
+            folder=data_folder(self.scores, dir),
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             split_seed=0,
@@ -296,11 +307,11 @@ class JSBChorales(MusicDataModule):
 
     def prepare_data(self) -> None:
         """Check that the file is there."""
-        fetch("jsb_chorales", self.folder)
+        fetch(self.scores, self.folder)
 
     def read_splits(self) -> dict[Split, Tensor]:
         """Read the pieces."""
-        ((name, digest),) = SCORES["jsb_chorales"].files.items()
+        ((name, digest),) = SCORES[self.scores].files.items()
         parts = json.loads(content_of(self.folder / name, digest))
         train, val, test = (
             torch.stack([_listed(piece) for piece in parts[part]])

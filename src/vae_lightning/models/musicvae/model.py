@@ -59,7 +59,7 @@ class MusicVAE(base.LatentModel):
         embedding_dim: PositiveInt = 64,
         encoder_dim: PositiveInt = 256,
         decoder_dim: PositiveInt = 256,
-        parts: PositiveInt = 8,
+        parts: PositiveInt = 16,
         guide_dim: PositiveInt = 128,
         step_dim: PositiveInt = 128,
         word_dropout: _Share = 0.0,
