@@ -232,3 +232,14 @@ def test_dropped_states_are_the_same_at_all_steps_and_make_up_for_it():
     model.loss(batch, TrainingNoise(1).of(0, 64, torch.device("cpu")), 0)
     assert set(masks[0].unique().tolist()) == {0.0, 2.0}
     assert masks[0].shape == (64, SIZES["decoder_dim"])
+
+
+@pytest.mark.parametrize("decoder", ["flat", "hierarchical"])
+@pytest.mark.parametrize(
+    ("shape", "values"), [((4, 1), "tokens"), ((4, 2), "tokens"), ((4, 3), "sets")]
+)
+def test_every_weight_has_a_gradient_as_several_processes_need(decoder, shape, values):
+    model = build(shape, 6, values, decoder=decoder)
+    x = model.sample(8, SamplingNoise(8, 0))
+    model.loss(Batch(x), SamplingNoise(8, 1), 0)[0].mean().backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None] == []

@@ -103,15 +103,15 @@ class Voices(nn.Module):
         super().__init__()
         self.voices, self.vocabulary = voices, vocabulary
         self.state = nn.Linear(hidden, voices * width)
-        # What a voice's token adds for each later voice.
-        self.lower = nn.Embedding(max(1, voices - 1) * vocabulary, voices * width)
-        nn.init.normal_(self.lower.weight, std=0.1)
+        self.lower: nn.Embedding | None = None
+        if voices > 1:  # what a voice's token adds for each later voice
+            self.lower = nn.Embedding((voices - 1) * vocabulary, voices * width)
+            nn.init.normal_(self.lower.weight, std=0.1)
         self.head = nn.Linear(width, vocabulary)
         self.own = nn.Parameter(torch.zeros(voices, vocabulary))
-        later = torch.ones(voices, voices).tril(-1)[:, : max(1, voices - 1)].t()
+        later = torch.ones(voices, voices).tril(-1)[:, :-1].t()
         self.register_buffer("later", later.contiguous(), persistent=False)  # [u, v]: u below v
-        first = torch.arange(max(1, voices - 1)) * vocabulary
-        self.register_buffer("first", first, persistent=False)
+        self.register_buffer("first", torch.arange(voices - 1) * vocabulary, persistent=False)
 
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         """Return logits ``[..., V, K]`` for states ``[..., H]`` at tokens ``[..., V]``.
@@ -120,7 +120,7 @@ class Voices(nn.Module):
         """
         width = self.state.out_features // self.voices
         hidden = self.state(state).view(*state.shape[:-1], self.voices, width)
-        if self.voices > 1:
+        if self.lower is not None:
             known = self.lower(x[..., :-1] + self.first).view(*x.shape[:-1], -1, self.voices, width)
             hidden = hidden + (known * self.later[..., None]).sum(-3)
         logits: Tensor = self.head(F.relu(hidden)) + self.own
