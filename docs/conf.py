@@ -92,6 +92,8 @@ def lead_to_sources(app: Sphinx, doctree: nodes.document) -> None:
         return
     for link in list(doctree.findall(addnodes.download_reference)):
         file = Path(os.path.normpath(app.srcdir / link["reftarget"]))
+        if file.suffix == ".mp3":
+            continue
         uri = f"source/{file.relative_to(ROOT).as_posix()}.html"
         shown.add(file)
         name = link.astext()

@@ -259,3 +259,16 @@ def test_a_piano_roll_shows_time_to_the_right_and_pitch_upwards():
     assert picture.max() <= 1
     two = MELODIES.picture(torch.stack([TOKENS] * 3), 2)
     assert two.shape[1] == 2 * (picture.shape[1] - gap) + gap
+
+
+def test_pieces_of_different_length_are_heard_one_after_another():
+    one = torch.tensor([[2, 5, 1], [1, 0, 0], [0, 0, 0]])
+    other = torch.tensor([[5, 1, 0], [5, 1, 0], [5, 1, 0]])
+    both = torch.cat([one, other])
+    lowest = JSB.lowest
+    expected = [Event(0, 1, lowest, 0), Event(0, 1, lowest + 3, 0), Event(2, 5, lowest + 3, 0)]
+    assert sorted(JSB.events(both)) == sorted(expected)
+    assert JSB.length(both) == 5
+    seconds = len(JSB.sound(both)) / sound.RATE
+    assert seconds == pytest.approx(5 * JSB.seconds_per_step + 0.06, abs=0.01)
+    assert len(JSB.sound(torch.zeros(3, 3))) < sound.RATE / 10  # an empty piece

@@ -127,8 +127,11 @@ class Sets(Music):
     noun = "piece"
 
     def events(self, x: Tensor) -> list[events.Event]:
-        """Return the notes of an example; a pitch of the step before goes on."""
-        return events.of_sets(x.round().long(), self.lowest)
+        """Return the notes of an example; a pitch of the step before goes on.
+
+        What fills a piece up is left out, so that pieces one after another have no gaps.
+        """
+        return events.of_sets(x[x[:, 0] != events.NOTHING].round().long(), self.lowest)
 
     def length(self, x: Tensor) -> int:
         """Return how many steps of an example there are, without what fills it up."""

@@ -230,7 +230,7 @@ class MusicVAE(base.LatentModel):
         free = self._greedy(posterior.loc) if not self.lists_sets else None
         if free is None:
             return {name: figure.to(elbo) for name, figure in figures.items()}
-        given = logits.argmax(-1)
+        given = self.logits(x, posterior.loc).argmax(-1)
         kinds = {
             "onset": x >= FIRST_PITCH,
             "hold": x == HOLD,

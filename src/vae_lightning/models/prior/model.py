@@ -211,9 +211,10 @@ class Prior(base.CodePrior):
         """Return the parts of the trained model, and the prior's logits."""
         parts = self.autoencoder.exports()
         code = next(iter(parts["decoder"].inputs.values())).flatten(1)
-        y = torch.arange(len(code), device=code.device) % max(self.num_classes, 1)
         described = "the logits of each position's code, given the codes before it"
-        inputs = {"code": code, "y": y}
+        inputs = {"code": code}
+        if self.num_classes:
+            inputs["y"] = torch.arange(len(code), device=code.device) % self.num_classes
         return {**parts, "prior": Export(self.transformer, inputs, ["logits"], described)}
 
     def numbers_per_example(self, training: bool) -> int:

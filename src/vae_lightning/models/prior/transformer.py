@@ -67,11 +67,14 @@ class Transformer(nn.Module):
         for each in (self.start, self.embedding):
             nn.init.normal_(each.weight, std=0.02)
 
-    def forward(self, code: Tensor, y: Tensor) -> Tensor:
+    def forward(self, code: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the logits of each position, ``[B, P, K]``, given all codes ``[B, P]``.
 
-        Those of a position depend on the codes before it alone, and on the label ``[B]``.
+        Those of a position depend on the codes before it alone, and on the label ``[B]``, of which
+        there is none without classes.
         """
+        if y is None:
+            y = code.new_zeros(code.shape[0])
         shifted = torch.cat([self.start(y)[:, None], self.embedding(code[:, :-1])], 1)
         rows = shifted + self.position
         for block in self.blocks:
