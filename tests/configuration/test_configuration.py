@@ -168,7 +168,7 @@ MISTAKES = {
         "callbacks has best, code_grid, dashboard, early_stopping, interpolation, kl"
     ),
     "model=nosuch": ("model=nosuch: not found; choose from conditional, convolutional"),
-    "experiment=nosuch": ("experiment=nosuch: not found; choose from aevb, iwae, jaanli"),
+    "experiment=nosuch": ("experiment=nosuch: not found; choose from aevb, chorales, iwae"),
     "optimizer=nosuch": (
         "optimizer=nosuch: not found; choose from adagrad, adam, adamw, rmsprop, sgd"
     ),
@@ -212,7 +212,7 @@ MISTAKES = {
     "model=": "model=: not found; choose from conditional, convolutional",
     "+model=null": "model=null: a group can't be left out; choose from conditional, convolutional",
     "model=a/b": "model=a/b: not found; choose from conditional, convolutional",
-    "experiment=5": "experiment=5: not found; choose from aevb, iwae, jaanli",
+    "experiment=5": "experiment=5: not found; choose from aevb, chorales, iwae",
     "++model.hidden_dims.a=1": (
         "++model.hidden_dims.a=1: model.hidden_dims holds a value, no settings; "
         "type model.hidden_dims=…"

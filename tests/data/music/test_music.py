@@ -272,3 +272,37 @@ def test_pieces_of_different_length_are_heard_one_after_another():
     seconds = len(JSB.sound(both)) / sound.RATE
     assert seconds == pytest.approx(5 * JSB.seconds_per_step + 0.06, abs=0.01)
     assert len(JSB.sound(torch.zeros(3, 3))) < sound.RATE / 10  # an empty piece
+
+
+def test_what_training_has_in_any_key_is_not_tested(tmp_path, monkeypatch):
+    def tune(number):
+        """Two bars that all tunes share, in a key of its own, and two that only it has."""
+        pitches = [60 + number % 5] * 2 + [60 + number // 5, 65 + number % 5]
+        lengths = [8, 8, 4, 12] if number % 2 else [8, 8, 12, 4]
+        starts = (0, 8, 0, lengths[2])
+        notes = [
+            Note(start * TICKS, length * TICKS, pitch)
+            for start, length, pitch in zip(starts, lengths, pitches, strict=True)
+        ]
+        return [Bar(part, BAR * TICKS) for part in (notes[:2], notes[:2], notes[2:], notes[2:])]
+
+    monkeypatch.setattr(corpus, "tunes", lambda *_: (tune(number) for number in range(40)))
+    splits = Melodies(collections=["exercises"]).splits
+    shared = tune(0)[0].notes[0].pitch
+
+    def intervals(windows):
+        """Return windows as notes above their lowest one, with their places."""
+        found = set()
+        for window in windows[..., 0].tolist():
+            onsets = [(place, token) for place, token in enumerate(window) if token >= 2]
+            lowest = min(token for _, token in onsets)
+            found.add(tuple((place, token - lowest) for place, token in onsets))
+        return found
+
+    assert shared == 60
+    trained, val, test = (intervals(splits[name]) for name in ("train", "val", "test"))
+    assert len(val) > 0
+    assert len(test) > 0
+    assert not val & trained
+    assert not test & (trained | val)
+    assert len(splits["test"]) == len(test)

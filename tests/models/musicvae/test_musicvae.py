@@ -243,3 +243,15 @@ def test_every_weight_has_a_gradient_as_several_processes_need(decoder, shape, v
     x = model.sample(8, SamplingNoise(8, 0))
     model.loss(Batch(x), SamplingNoise(8, 1), 0)[0].mean().backward()
     assert [name for name, each in model.named_parameters() if each.grad is None] == []
+
+
+def test_steps_behind_the_end_of_a_piece_cost_nothing():
+    model = build((4, 3), 6, "sets")
+    x = model.sample(5, SamplingNoise(5, 0))
+    z = torch.randn(5, model.latent_dim, dtype=torch.float64)
+    shorter = x.clone()
+    shorter[:, 2:] = 0
+    nats = model.logits(x, z).log_softmax(-1).gather(-1, x[..., None])[..., 0]
+    expected = nats[:, :2].flatten(1).sum(1)
+    found = model.log_likelihood(Batch(shorter), z[None])[0]
+    torch.testing.assert_close(found, expected)

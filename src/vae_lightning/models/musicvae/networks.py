@@ -107,11 +107,11 @@ class Voices(nn.Module):
         if voices > 1:  # what a voice's token adds for each later voice
             self.lower = nn.Embedding((voices - 1) * vocabulary, voices * width)
             nn.init.normal_(self.lower.weight, std=0.1)
+            later = torch.ones(voices, voices).tril(-1)[:, :-1].t()
+            self.register_buffer("later", later.contiguous(), persistent=False)  # [u, v]: u below v
+            self.register_buffer("first", torch.arange(voices - 1) * vocabulary, persistent=False)
         self.head = nn.Linear(width, vocabulary)
         self.own = nn.Parameter(torch.zeros(voices, vocabulary))
-        later = torch.ones(voices, voices).tril(-1)[:, :-1].t()
-        self.register_buffer("later", later.contiguous(), persistent=False)  # [u, v]: u below v
-        self.register_buffer("first", torch.arange(voices - 1) * vocabulary, persistent=False)
 
     def forward(self, state: Tensor, x: Tensor) -> Tensor:
         """Return logits ``[..., V, K]`` for states ``[..., H]`` at tokens ``[..., V]``.
