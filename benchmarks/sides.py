@@ -393,13 +393,12 @@ def own_loss(
     Args: see ``model``. A prior over codes is trained on those of a VQ-VAE of a few steps.
     """
     data_dir = f"data.dir={bench.data_dir}"
-    is_music = "experiment=melody_bound" in overrides  # which lies in the user's cache folder
-    run = overrides if is_music else (*overrides, data_dir)
+    run = (*overrides, data_dir)
     if "experiment=prior" in overrides:
         codes = bench.directory / "codes"
         first = ("experiment=vqvae", "trainer.max_epochs=1", "trainer.limit_train_batches=20")
         bench.process(*TRAIN, *first, data_dir, "callbacks=minimal", f"hydra.run.dir={codes}")
-        run = (*overrides, f"data.run={codes}", data_dir)
+        run = (*run, f"data.run={codes}")
     with tempfile.TemporaryDirectory(dir=bench.directory) as directory, contextlib.chdir(directory):
         parts = experiment.build(compose(*run))
     data, count = parts.data, batches // 10 if bench.quick else batches

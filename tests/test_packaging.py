@@ -1,6 +1,7 @@
 """The wheel carries all that the commands need."""
 
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -15,6 +16,13 @@ from conftest import LONG, SUBSET
 from vae_lightning.configuration.composing import CONFIGS
 
 PROJECT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
+def test_each_constraint_pins_one_package_to_one_version(name):
+    lines = [line.partition("#")[0].strip() for line in (PROJECT / name).read_text().splitlines()]
+    for line in filter(None, lines):
+        assert re.fullmatch(r"[\w.-]+==[\w.+!-]+( *;.*)?", line)
 
 
 @pytest.mark.slow

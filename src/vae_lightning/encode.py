@@ -24,6 +24,7 @@ def main(config: DictConfig) -> None:
     from vae_lightning.configuration.building import require
     from vae_lightning.data.batches import Batches
     from vae_lightning.data.datamodule import Split
+    from vae_lightning.data.music.modality import Music
     from vae_lightning.evaluation import codes
     from vae_lightning.models.base import Autoencoder
     from vae_lightning.runs.trained import check_label, choose_split, open_checkpoint
@@ -43,12 +44,14 @@ def main(config: DictConfig) -> None:
         raise ConfigurationError(f"{named}: a {model.describe()} has no codes")
     names = None
     if folder is not None:
-        own = "images" if trained.modality.noun == "image" else "music"
+        own = "music" if isinstance(trained.modality, Music) else "images"
         if key != own:
             raise ConfigurationError(f"{key}={folder}: this model is of {own}; type {own}=<folder>")
         check_label(label, model.num_classes, needed_for="which label the examples have")
         try:
             x, names = trained.modality.read(Path(folder), model.data.shape)
+        except ConfigurationError:
+            raise
         except ValueError as error:
             raise ConfigurationError(f"{key}={folder}: {error}") from error
         y = None if label is None else torch.full((len(x),), label)

@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
         for metric, reason in missing.items()
         if reason and (typed or metric != "music" or model.data.is_of_tokens)
     ]
-    samples = typed_samples or measure.default_samples(model)
+    samples = typed_samples or model.importance_samples
     temperature = None
     if isinstance(model, CodePrior) and "log_marginal" in metrics:
         temperature, chosen = measure.choose_temperature(model, data, samples)

@@ -26,6 +26,7 @@ def main(config: DictConfig) -> None:
 
     from vae_lightning.configuration.building import require
     from vae_lightning.data.datamodule import Split
+    from vae_lightning.data.music import midi
     from vae_lightning.models.base import DiscreteModel, LatentModel
     from vae_lightning.runs.trained import choose_split, open_checkpoint
     from vae_lightning.visualization import code_page, drawings, explorer, explorer_page
@@ -36,6 +37,8 @@ def main(config: DictConfig) -> None:
     trained = open_checkpoint(config)
     if not importlib.util.find_spec("gradio"):
         raise ConfigurationError("gradio is missing: pip install 'vae-lightning[explore]'")
+    if "mid" in trained.modality.formats:
+        midi.library()  # the page's links need it
     try:
         listening = explorer_page.listen(port)
     except OSError as error:

@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
     trained = open_checkpoint(config)
     model, modality = trained.model, trained.modality
     suffix = next(iter(modality.formats)) if form == "files" else form
-    if form in ("png", "mid", "wav") and form not in modality.formats:
+    if suffix not in ("grid", *modality.formats, "npy", "pt"):
         known = ", ".join(f"form={each}" for each in ("grid", *modality.formats, "npy", "pt"))
         raise ConfigurationError(f"form={form}: not of {modality.noun}s; type one of {known}")
     check_label(label, model.num_classes)

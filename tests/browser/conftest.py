@@ -76,6 +76,23 @@ def tab(browser):
         assert [address for address in asked if not is_local(address)] == []
 
 
+def small_run(directory, *arguments):
+    """Train by the real command, and return the run's directory."""
+    command = [sys.executable, "-m", "vae_lightning.train", *arguments, "hydra.run.dir=run"]
+    subprocess.run([*command, "callbacks=minimal"], cwd=directory, check=True)
+    return directory / "run"
+
+
+@contextmanager
+def without_errors(tab, address):
+    """Open a page; what its scripts raise fails the test."""
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(error))
+    tab.goto(address)
+    yield tab
+    assert errors == []
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return listening.getsockname()[1]

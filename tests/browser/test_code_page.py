@@ -1,13 +1,10 @@
 """The explorer of a model with codes, in a browser: click a cell, choose another code."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import vae_lightning
-from conftest import ROOT, SHOTS, explorer_on
+from conftest import ROOT, SHOTS, explorer_on, small_run, without_errors
 
 SHOWN = """([name, before]) => {
     const shown = document.querySelector(`#${name} img`);
@@ -19,11 +16,8 @@ SHOWN = """([name, before]) => {
 def coded(tmp_path_factory):
     """The run of a small VQ-VAE."""
     data = ("data=mnist_subset", f"data.dir={ROOT / 'tests' / 'data'}", "trainer.max_epochs=10")
-    settings = ("model=vqvae", "model.codes=20", "model.channels=[8,16]", "callbacks=minimal")
-    directory = tmp_path_factory.mktemp("coded")
-    command = [sys.executable, "-m", "vae_lightning.train", *data, *settings, "hydra.run.dir=run"]
-    subprocess.run(command, cwd=directory, check=True)
-    return directory / "run"
+    settings = ("model=vqvae", "model.codes=20", "model.channels=[8,16]")
+    return small_run(tmp_path_factory.mktemp("coded"), *data, *settings)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +28,10 @@ def address(tmp_path_factory, coded):
 
 @pytest.fixture
 def page(tab, address):
-    errors = []
-    tab.on("pageerror", lambda error: errors.append(error))
-    tab.goto(address)
-    tab.wait_for_function(SHOWN, arg=["grid", ""])
-    tab.locator("#decoded img").wait_for()
-    yield tab
-    assert errors == []
+    with without_errors(tab, address):
+        tab.wait_for_function(SHOWN, arg=["grid", ""])
+        tab.locator("#decoded img").wait_for()
+        yield tab
 
 
 def source(page, name):

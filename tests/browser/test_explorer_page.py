@@ -7,7 +7,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from conftest import SHOTS, explorer_on
+from conftest import SHOTS, explorer_on, without_errors
 
 WIPED = """canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data
     .every((value, i) => value === (i % 4 === 3 ? 255 : 0))"""
@@ -19,12 +19,9 @@ CHANGED = """([name, before]) => {
 
 @pytest.fixture
 def page(tab, watched_explorer):
-    errors = []
-    tab.on("pageerror", lambda error: errors.append(error))
-    tab.goto(watched_explorer[0])
-    tab.locator("#decoded img").wait_for()
-    yield tab
-    assert errors == []
+    with without_errors(tab, watched_explorer[0]):
+        tab.locator("#decoded img").wait_for()
+        yield tab
 
 
 def source(page, name):

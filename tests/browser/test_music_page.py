@@ -2,14 +2,12 @@
 
 import base64
 import io
-import subprocess
-import sys
 
 import mido
 import pytest
 
 import vae_lightning
-from conftest import SHOTS, explorer_on
+from conftest import SHOTS, explorer_on, small_run, without_errors
 from vae_lightning.data.music.datamodule import MELODIES
 
 PLAYS = """name => {
@@ -29,12 +27,9 @@ def melodies(tmp_path_factory):
     """The run of a small MusicVAE."""
     sizes = [f"model.{each}_dim=32" for each in ("latent", "encoder", "decoder", "step")]
     settings = ["model=musicvae", "data=melodies", "data.collections=[exercises]", *sizes]
-    settings += ["callbacks=minimal", "trainer.max_epochs=40", "optimizer.learning_rate=1e-2"]
+    settings += ["trainer.max_epochs=40", "optimizer.learning_rate=1e-2"]
     settings += ["model.kl_weight=0.01", "callbacks.best.monitor=val/onset_accuracy"]
-    directory = tmp_path_factory.mktemp("melodies")
-    command = [sys.executable, "-m", "vae_lightning.train", *settings, "hydra.run.dir=run"]
-    subprocess.run(command, cwd=directory, check=True)
-    return directory / "run"
+    return small_run(tmp_path_factory.mktemp("melodies"), *settings)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +40,9 @@ def address(tmp_path_factory, melodies):
 
 @pytest.fixture
 def page(tab, address):
-    errors = []
-    tab.on("pageerror", lambda error: errors.append(error))
-    tab.goto(address)
-    tab.wait_for_function(PLAYS, arg="decoded")
-    yield tab
-    assert errors == []
+    with without_errors(tab, address):
+        tab.wait_for_function(PLAYS, arg="decoded")
+        yield tab
 
 
 def source(page, name, element="img"):

@@ -1,9 +1,12 @@
 """A MusicVAE through every command, as a user types them."""
 
 import csv
+import importlib.util
 import io
 import json
 import logging
+import sys
+import types
 import wave
 
 import numpy as np
@@ -211,3 +214,30 @@ def test_markov_s_probabilities_sum_to_one_and_prefer_what_is_usual():
     for context in ((), (0,), (0, 1), (3, 3), (2, 0, 1, 2)):
         assert sum(usual._probability(token, context) for token in range(4)) == pytest.approx(1)
     assert usual.nats([0, 1, 2, 0]) < usual.nats([0, 2, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("sample", "form=mid"),
+        ("visualize", "what=[attributes]", "formats=[mid]"),
+        ("encode", "music={folder}"),
+        ("explore",),
+    ],
+)
+def test_without_mido_a_line_names_the_extra(melodies, tmp_path, monkeypatch, line):
+    monkeypatch.setitem(sys.modules, "mido", None)
+    monkeypatch.setitem(sys.modules, "gradio", types.ModuleType("gradio"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    (tmp_path / "a.mid").touch()
+    command, *arguments = (each.format(folder=tmp_path) for each in line)
+    message = r"^error: mido is missing: pip install 'vae-lightning\[music\]'$"
+    with pytest.raises(SystemExit, match=message):
+        typed(command, melodies, *arguments, directory=tmp_path, patch=monkeypatch)
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_a_model_of_music_is_heard_without_mido(melodies, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mido", None)
+    typed("sample", melodies, "form=wav", "count=2", directory=tmp_path, patch=monkeypatch)
+    assert len(list(tmp_path.glob("outputs/sample/*/samples/*.wav"))) == 2

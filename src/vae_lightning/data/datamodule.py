@@ -74,7 +74,8 @@ class DataModule(LightningDataModule, ABC):
                 and sets the indices of the splits.
             settings: the subclass's arguments.
             batch_size: examples per training step of each process.
-            eval_batch_size: examples per step of validation and test; changes no figure.
+            eval_batch_size: examples per step of validation and test; changes no figure that is of
+                an example alone.
             val_size: how many training examples are held out for validation; 0: none.
             split_seed: which ones.
             validate_on_test: look at the test examples after each epoch; nothing may be chosen by

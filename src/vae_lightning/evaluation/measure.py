@@ -64,11 +64,6 @@ def missing(metric: Metric, model: Model) -> str:
     return "" if isinstance(model, LatentModel) else "the model has no continuous latents"
 
 
-def default_samples(model: Model) -> int:
-    """Return how many importance samples an example gets, if nothing else is asked for."""
-    return 8 if isinstance(model, CodePrior) else model.importance_samples
-
-
 def choose_temperature(model: CodePrior, data: DataModule, samples: int) -> tuple[float, str]:
     """Choose the temperature by which codes are drawn for log p(x), on validation images.
 

@@ -169,15 +169,16 @@ def _rows(
         middle = len(figures["interpolation_cost"]) // 2
         rows["halfway"] = (
             f"{figures['interpolation_distance'][middle]:.2f} of the tokens changed at "
-            f"{figures['interpolation_cost'][middle]:.2f} nats a token by a model of the five "
+            f"{figures['interpolation_cost'][middle]:.2f} nats a token by a model of the four "
             f"before; blending {figures['blend_distance'][middle]:.2f} at "
             f"{figures['blend_cost'][middle]:.2f}; the ends {figures['blend_cost'][0]:.2f}"
         )
-    for name, changes in zip(ATTRIBUTES, figures.get("attribute_changes", ()), strict=False):
-        own = changes[list(ATTRIBUTES).index(name)]
-        others = max((abs(each) for each in changes if each is not own), default=0.0)
+    named = zip(ATTRIBUTES, figures.get("attribute_changes", ()), strict=False)
+    for number, (name, changes) in enumerate(named):
+        own, others = changes[number], [*changes[:number], *changes[number + 1 :]]
+        most = max(abs(each) for each in others)
         rows[f"vector of {name}"] = (
-            f"from − to + changes it by {own:+.2f} standard deviations, others by {others:.2f}"
+            f"from − to + changes it by {own:+.2f} standard deviations, others by {most:.2f}"
         )
     if "label_accuracy" in figures:
         share = f"{100 * figures['label_accuracy']:.1f} %"

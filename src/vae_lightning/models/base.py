@@ -453,6 +453,7 @@ class CodePrior(Model):
         temperature: τ of q(z|x), by which codes are drawn.
     """
 
+    importance_samples: ClassVar[int] = 8
     autoencoder: DiscreteModel
     temperature: float
 

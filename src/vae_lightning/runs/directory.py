@@ -35,7 +35,6 @@ _OF_A_RUN = (
     "tensorboard",
     "metrics.json",
     "train.log",
-    "tune.log",
 )
 """What a run that has just begun may have written into one of those."""
 

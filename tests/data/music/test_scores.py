@@ -19,10 +19,10 @@ def notes(body, key="C", metre=None):
     text = HEAD.format(key=key) + body
     if metre:
         text = text.replace("M:4/4", f"M:{metre}")
-    (tune,) = read_tunes(text)
+    (bars,) = read_tunes(text)
     return [
         [(note.start / TICKS, note.length / TICKS, note.pitch, note.tied) for note in bar.notes]
-        for bar in tune.bars
+        for bar in bars
     ]
 
 
@@ -84,14 +84,14 @@ def test_abc_ties_go_on_over_a_bar_line_and_only_to_the_same_pitch():
 
 
 def test_bars_of_another_metre_and_length_are_told_apart():
-    (tune,) = read_tunes(HEAD.format(key="C") + "C8 | C6 |\nM:2/4\nC4 | C2 |")
-    assert [bar.length / TICKS for bar in tune.bars] == [16, 16, 8, 8]
-    assert [bar.is_full for bar in tune.bars] == [True, False, True, False]
+    (bars,) = read_tunes(HEAD.format(key="C") + "C8 | C6 |\nM:2/4\nC4 | C2 |")
+    assert [bar.length / TICKS for bar in bars] == [16, 16, 8, 8]
+    assert [bar.is_full for bar in bars] == [True, False, True, False]
 
 
 def test_halves_of_a_bar_that_a_repeat_cuts_in_two_are_joined():
-    (tune,) = read_tunes(HEAD.format(key="C") + "C8 | D6 :|: E2 | F8 |]")
-    bars = joined(tune.bars)
+    (bars,) = read_tunes(HEAD.format(key="C") + "C8 | D6 :|: E2 | F8 |]")
+    bars = joined(bars)
     assert [bar.is_full for bar in bars] == [True, True, True]
     assert [note.start // TICKS for note in bars[1].notes] == [0, 12]
 
@@ -104,8 +104,7 @@ def test_several_tunes_in_a_file_keep_apart():
         + "F8|\n"
     )
     one, two = read_tunes(text)
-    assert (one.title, two.title) == ("A tune", "Another")
-    assert (one.bars[0].notes[0].pitch, two.bars[0].notes[0].pitch) == (66, 65)
+    assert (one[0].notes[0].pitch, two[0].notes[0].pitch) == (66, 65)
 
 
 SCORE = """<score-partwise><part-list>{names}</part-list>{parts}</score-partwise>"""

@@ -7,7 +7,6 @@ notes, ornaments, slurs, words and repeats are skipped: a tune is read as it is 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from vae_lightning.data.music.scores import BAR, TICKS, Bar, Note
 
@@ -33,21 +32,8 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass
-class Tune:
-    """A melody.
-
-    Attributes:
-        title: its name.
-        bars: in the order of the page.
-    """
-
-    title: str = ""
-    bars: list[Bar] = field(default_factory=list)
-
-
-def read_tunes(text: str) -> Iterator[Tune]:
-    """Yield the tunes of a file.
+def read_tunes(text: str) -> Iterator[list[Bar]]:
+    """Yield the bars of each tune of a file, in the order of the page.
 
     Raises:
         ValueError: a header or a note means nothing.
@@ -61,7 +47,7 @@ class _Reader:
     """What is known at a place of a tune."""
 
     def __init__(self) -> None:
-        self.tune = Tune()
+        self.bars: list[Bar] = []
         self.metre = BAR * TICKS
         self.unit: int | None = None
         self.key: dict[str, int] = {}
@@ -76,7 +62,7 @@ class _Reader:
         self.signs: dict[str, int] = {}
         self.now = 0
 
-    def read(self, text: str) -> Tune:
+    def read(self, text: str) -> list[Bar]:
         in_body = False
         for line in text.splitlines():
             line = line.partition("%")[0].rstrip()
@@ -87,12 +73,10 @@ class _Reader:
             elif in_body:
                 self._take_line(line)
         self._end_bar()
-        return self.tune
+        return self.bars
 
     def _take_field(self, name: str, value: str) -> None:
-        if name == "T":
-            self.tune.title = self.tune.title or value.strip()
-        elif name == "M":
+        if name == "M":
             self.metre = _metre(value)
         elif name == "L":
             self.unit = _part_of_whole(value)
@@ -161,7 +145,7 @@ class _Reader:
 
     def _end_bar(self) -> None:
         if self.notes:
-            self.tune.bars.append(Bar(self.notes, self.metre))
+            self.bars.append(Bar(self.notes, self.metre))
         self._begin_bar()
 
 

@@ -48,8 +48,8 @@ def tunes(folder: Path, collections: Sequence[Collection]) -> Iterator[list[Bar]
         names = [name for name in archive.namelist() if name.endswith(".abc")]
         for start in chosen:
             for name in sorted(name for name in names if name.startswith(start)):
-                for tune in read_tunes(archive.read(name).decode(errors="replace")):
-                    yield joined(tune.bars)
+                text = archive.read(name).decode(errors="replace")
+                yield from map(joined, read_tunes(text))
 
 
 def chorales(folder: Path) -> Iterator[tuple[str, list[list[Bar]]]]:

@@ -4,8 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -51,29 +50,22 @@ class MusicDataModule(DataModule):
     transpose: bool = False
 
     def __init__(
-        self,
-        *,
-        name: str,
-        spec: DataSpec,
-        settings: dict[str, object],
-        folder: Path,
-        batch_size: int,
-        eval_batch_size: int,
-        split_seed: int,
-        seed: int,
+        self, name: str, spec: DataSpec, settings: dict[str, Any], dir: str | None
     ) -> None:
-        """Take what ``DataModule`` takes, and the folder of the scores."""
+        """Take the name, the spec, the subclass's arguments, and the folder above the scores'."""
+        given = ("batch_size", "eval_batch_size", "split_seed", "seed")
         super().__init__(
             name=name,
             spec=spec,
             sizes=None,
             settings=settings,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            split_seed=split_seed,
-            seed=seed,
+            **{key: settings[key] for key in given if key in settings},
         )
-        self.folder = folder
+        self.folder = data_folder(self.scores, dir)
+
+    def prepare_data(self) -> None:
+        """Fetch the scores if they aren't there, verified by checksum, or check that they are."""
+        fetch(self.scores, self.folder)
 
     @abstractmethod
     def read_splits(self) -> dict[Split, Tensor]:
@@ -159,21 +151,13 @@ class Melodies(MusicDataModule):
         settings = arguments(locals(), "dir")
         settings["collections"] = list(collections)
         self.collections, self.bars, self.transpose = tuple(collections), bars, transpose
-        super().__init__(
-            name="melodies",
-            spec=DataSpec((bars * BAR, 1), "tokens", FIRST_PITCH + MELODIES.pitches),
-            settings=settings,
-            folder=data_folder(self.scores, dir),
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            split_seed=split_seed,
-            seed=seed,
-        )
+        spec = DataSpec((bars * BAR, 1), "tokens", FIRST_PITCH + MELODIES.pitches)
+        super().__init__("melodies", spec, settings, dir)
 
     def prepare_data(self) -> None:
-        """Fetch the scores if they aren't there, verified by checksum."""
+        """Fetch the scores if they aren't there, verified by checksum; exercises need none."""
         if set(self.collections) - {"exercises"}:
-            fetch(self.scores, self.folder)
+            super().prepare_data()
 
     def read_splits(self) -> dict[Split, Tensor]:
         """Read the tunes, and split them."""
@@ -232,20 +216,8 @@ class Chorales(MusicDataModule):
         """
         settings = arguments(locals(), "dir")
         self.bars, self.transpose = bars, transpose
-        super().__init__(
-            name="chorales",
-            spec=DataSpec((bars * BAR, 4), "tokens", FIRST_PITCH + CHORALES.pitches),
-            settings=settings,
-            folder=data_folder(self.scores, dir),
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            split_seed=0,
-            seed=seed,
-        )
-
-    def prepare_data(self) -> None:
-        """Fetch the scores if they aren't there, verified by checksum."""
-        fetch(self.scores, self.folder)
+        spec = DataSpec((bars * BAR, 4), "tokens", FIRST_PITCH + CHORALES.pitches)
+        super().__init__("chorales", spec, settings, dir)
 
     def read_splits(self) -> dict[Split, Tensor]:
         """Read the chorales."""
@@ -294,20 +266,8 @@ class JSBChorales(MusicDataModule):
         """
         settings = arguments(locals(), "dir")
         self.transpose = transpose
-        super().__init__(
-            name="jsb_chorales",
-            spec=DataSpec((_LONGEST, 5), "sets", FIRST_PITCH + JSB.pitches),
-            settings=settings,
-            folder=data_folder(self.scores, dir),
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            split_seed=0,
-            seed=seed,
-        )
-
-    def prepare_data(self) -> None:
-        """Check that the file is there."""
-        fetch(self.scores, self.folder)
+        spec = DataSpec((_LONGEST, 5), "sets", FIRST_PITCH + JSB.pitches)
+        super().__init__("jsb_chorales", spec, settings, dir)
 
     def read_splits(self) -> dict[Split, Tensor]:
         """Read the pieces."""

@@ -10,8 +10,7 @@ from torch import Tensor
 from vae_lightning.configuration.quoting import printable
 from vae_lightning.data.music.events import Event
 from vae_lightning.data.music.scores import BAR, FIRST_PITCH, TICKS, Note, tokens_of
-
-MISSING = "mido is missing: pip install 'vae-lightning[music]'"
+from vae_lightning.errors import ConfigurationError
 
 LARGEST = 1 << 20
 """The largest MIDI file that is read, in bytes."""
@@ -32,9 +31,9 @@ def midi(events: Sequence[Event], steps: int, seconds_per_step: float) -> bytes:
         seconds_per_step: the tempo; a step is a 16th.
 
     Raises:
-        ValueError: mido is missing.
+        ConfigurationError: mido is missing.
     """
-    mido = _mido()
+    mido = library()
     file = mido.MidiFile(ticks_per_beat=_PER_BEAT)
     for voice in range(1 + max((event.voice for event in events), default=0)):
         track = mido.MidiTrack()
@@ -115,7 +114,7 @@ def read_windows(
 
 def _parts(content: bytes, name: str) -> list[list[Note]]:
     """Return the notes of each track and channel that has some, on the nearest 16ths."""
-    mido = _mido()
+    mido = library()
     if len(content) > LARGEST:
         raise ValueError(f"{name}: larger than {LARGEST >> 20} MiB")
     try:
@@ -131,8 +130,6 @@ def _parts(content: bytes, name: str) -> list[list[Note]]:
                 if key in begun:
                     start = begun.pop(key)
                     step, end = (round(4 * each / score.ticks_per_beat) for each in (start, now))
-                    if end > LONGEST:
-                        raise ValueError(f"longer than {LONGEST:,} 16ths")
                     note = Note(step * TICKS, max(1, end - step) * TICKS, message.note)
                     parts.setdefault((number, message.channel), []).append(note)
                 if message.type == "note_on" and message.velocity:
@@ -143,6 +140,8 @@ def _parts(content: bytes, name: str) -> list[list[Note]]:
         ) from error
     if not parts:
         raise ValueError(f"{name}: no notes")
+    if any(note.start + note.length > LONGEST * TICKS for part in parts.values() for note in part):
+        raise ValueError(f"{name}: longer than {LONGEST:,} 16ths")
     return list(parts.values())
 
 
@@ -172,9 +171,15 @@ def _cut(note: Note, first: int, length: int, shift: int) -> Note | None:
     return Note(start - first, end - start, note.pitch + shift) if end > start else None
 
 
-def _mido() -> Any:
+def library() -> Any:
+    """Return the module mido.
+
+    Raises:
+        ConfigurationError: it isn't installed.
+    """
     try:
         import mido
     except ImportError:
-        raise ValueError(MISSING) from None
+        missing = "mido is missing: pip install 'vae-lightning[music]'"
+        raise ConfigurationError(missing) from None
     return mido
