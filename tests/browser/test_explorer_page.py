@@ -63,6 +63,13 @@ def test_a_slider_that_is_dragged_changes_the_image_before_it_is_let_go(page):
     assert values(page) == [0, 0, 0]
 
 
+def test_sliders_that_all_stand_at_whole_numbers_change_the_image(page):
+    before = source(page, "decoded")
+    page.locator(".latent input[type=range]").first.press("End")
+    changed(page, "decoded", before)
+    assert all(value.is_integer() for value in values(page))
+
+
 def test_a_click_on_the_map_shows_the_image_and_moves_the_sliders_there(page):
     before = source(page, "decoded")
     assert values(page) == [0, 0, 0]

@@ -62,10 +62,8 @@ def pick(page, across, down):
 
 def test_what_a_slider_moves_plays_at_once(page):
     before, sound = source(page, "decoded"), source(page, "decoded", "audio")
-    slider = page.locator(".latent input[type=range]").first
-    slider.focus()
-    for _ in range(8):
-        slider.press("PageUp")
+    for slider in page.locator(".latent input[type=range]").all()[:8]:
+        slider.press("End")  # a melody may stay the same where one latent alone moves
     changed(page, before)
     page.wait_for_function(PLAYS, arg="decoded")
     seconds = page.evaluate(PLAYS, "decoded")

@@ -198,7 +198,7 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
 
     def moved(start: list[float], label: int | None, *values: float) -> list[Any]:
         z = torch.tensor(start)
-        z[shown] = torch.tensor(values)
+        z[shown] = torch.tensor(values, dtype=z.dtype)  # the page sends 1, not 1.0
         return at(z, label)
 
     def go(z: Tensor, label: int | None, pair: list[str]) -> list[Any]:
