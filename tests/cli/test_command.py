@@ -67,6 +67,9 @@ MISTAKES = {
         "callbacks.best.monitor=val/ebo: no figure of this run; try val/elbo"
     ),
     "model.latent_dim=1000000000000": "model.latent_dim=1000000000000, model.hidden_dims=[400], ",
+    "hydra.run.dir=a${": "hydra.run.dir: no viable alternative at input",
+    "hydra.run.dir=${nosuch}": "hydra.run.dir: Interpolation key 'nosuch' not found",
+    "-m seed=1,2 hydra.sweep.dir=a${": "hydra.sweep.dir: ",
     "hydra.run.dir=a/b model.latent_dim=0": "model.latent_dim=0: must be greater than 0",
     "experiment=null model.latent_dim=0": "model.latent_dim=0: must be greater than 0",
     "data.dir=nosuch": "mnist_subset is not there and could not be fetched",
