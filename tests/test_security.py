@@ -40,7 +40,7 @@ from vae_lightning.cli import command, multirun
 from vae_lightning.configuration import hydra_settings, keys
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import check
-from vae_lightning.data.folder import read_folder
+from vae_lightning.data.modality import IMAGES
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs.checkpoints import data_of, read
 from vae_lightning.runs.log_file import log_to
@@ -773,14 +773,14 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 """
 PICTURES = {
     "bomb.png": (png(60_000, 60_000), "is no picture, or damaged"),
-    "large.png": (png(4_000, 4_000), "is 4000 × 4000 of mode L"),
+    "large.png": (png(9_000, 9_000), "has more than 67,108,864 pixels"),
     "nothing.png": (png(0, 28), "is no picture, or damaged"),
     "cut.png": (png(28, 28)[:-30], "is no picture, or damaged"),
-    "program.eps": (EPS, "is no picture, or damaged"),
+    "program.eps": (EPS, "holds no pictures"),
     "program.png": (EPS, "is no picture, or damaged"),
-    "objects.npy": (None, "is no picture, or damaged"),
+    "objects.npy": (None, "holds no pictures"),
     "objects.png": (None, "is no picture, or damaged"),
-    "table.csv": (b"=cmd|' /C calc'!A0,1\n", "is no picture, or damaged"),
+    "table.csv": (b"=cmd|' /C calc'!A0,1\n", "holds no pictures"),
 }
 
 
@@ -803,8 +803,8 @@ def test_a_hostile_picture_is_named_and_not_run(tmp_path, canary, monkeypatch, n
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
-    with pytest.raises(ValueError, match=f"{name} {message}"):
-        read_folder(folder, (1, 28, 28))
+    with pytest.raises(ValueError, match=message):
+        IMAGES.read(folder, (1, 28, 28), {})
     assert not canary.exists()
     if name == "program.eps":  # and would be
         with contextlib.suppress(OSError), Image.open(folder / name) as picture:

@@ -49,7 +49,7 @@ def main(config: DictConfig) -> None:
             raise ConfigurationError(f"{key}={folder}: this model is of {own}; type {own}=<folder>")
         check_label(label, model.num_classes, needed_for="which label the examples have")
         try:
-            x, names = trained.modality.read(Path(folder), model.data.shape)
+            x, names = trained.modality.read(Path(folder), model.data.shape, trained.trained_with)
         except ConfigurationError:
             raise
         except ValueError as error:

@@ -72,6 +72,34 @@ def test_what_a_slider_moves_plays_at_once(page):
     assert page.locator("#decoded audio").evaluate("each => each.autoplay")
 
 
+def test_a_morph_from_the_origin_to_what_the_sliders_show(page):
+    slider = page.locator(".latent input[type=range]").first
+    page.get_by_role("button", name="Keep as A").click()  # the origin
+    page.wait_for_function(PLAYS, arg="endA")
+    slider.press("End")
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Keep as B").click()
+    page.wait_for_function(PLAYS, arg="endB")
+    share = page.locator("#morph input[type=range]")
+    share.press("End")
+    page.wait_for_function("each => each.value === each.max", arg=slider.element_handle())
+    share.press("Home")
+    page.wait_for_function("each => Number(each.value) === 0", arg=slider.element_handle())
+
+
+def test_a_number_that_is_typed_beside_a_slider_is_kept_within_its_ends(page):
+    slider = page.locator(".latent input[type=range]").first
+    number = page.locator(".latent input[type=number]").first
+    for typed in ("99", ""):
+        number.fill(typed)
+        number.press("Tab")
+        page.wait_for_timeout(500)
+    slider.press("End")
+    slider_ends = [slider.get_attribute("max"), slider.input_value()]
+    assert slider_ends[0] == slider_ends[1]
+    assert page.get_by_text("Error").count() == 0
+
+
 def test_two_melodies_are_kept_and_morphed(page):
     before = source(page, "decoded")
     pick(page, 0.3, 0.5)

@@ -67,17 +67,9 @@ def test_encode_reads_ones_own_pictures_in_the_order_of_their_names(
 
 
 SPOILT = {
-    "another size": (
-        lambda folder: Image.new("L", (32, 20)).save(folder / "b.png"),
-        r"b\.png is 32 × 20 of mode L, .*resize\(\(28, 28\)\)",
-    ),
-    "colour": (
-        lambda folder: Image.new("RGB", (28, 28)).save(folder / "b.png"),
-        r"b\.png is 28 × 28 of mode RGB, .*convert\('L'\)",
-    ),
     "text": (
-        lambda folder: (folder / "notes.txt").write_text("x"),
-        r"notes\.txt is no picture, or damaged: take it out",
+        lambda folder: (folder / "notes.png").write_text("x"),
+        r"notes\.png is no picture, or damaged: take them out",
     ),
     "empty": (
         lambda folder: [file.unlink() for file in folder.iterdir()],
@@ -96,6 +88,29 @@ def test_pictures_that_can_not_be_encoded_are_named(
     with pytest.raises(SystemExit, match=message):
         encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_pictures_of_any_size_and_colour_are_brought_to_the_model_s_form_and_stay_as_they_are(
+    trained, own_digits, tmp_path, monkeypatch, capsys
+):
+    folder, images = own_digits
+    for name, image in zip("cab", images, strict=True):  # as scans: large, in colours, on paper
+        scan = Image.fromarray(255 - image[0].numpy()).resize((280, 280), Image.Resampling.NEAREST)
+        scan.convert("RGB").save(folder / f"{name}.png")
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    directory = encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
+    assert "dark on bright, so they are inverted" in "".join(capsys.readouterr())
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    expected = vae_lightning.load(trained).posterior(Batch(images[[1, 2, 0]].float() / 255))
+    with np.load(directory / "posteriors.npz") as written:
+        assert np.allclose(written["loc"], expected.loc.numpy(), atol=0.5)
+
+
+def test_one_picture_is_encoded_by_its_name(trained, own_digits, tmp_path, monkeypatch):
+    folder, _ = own_digits
+    directory = encoded(trained, tmp_path, monkeypatch, f"images='{folder}/b.png'")
+    with np.load(directory / "posteriors.npz") as written:
+        assert written["name"].tolist() == ["b.png"]
 
 
 def test_a_conditional_model_encodes_pictures_of_a_label_that_is_named(

@@ -150,7 +150,7 @@ def test_one_of_mnists_own_digits_comes_back_as_it_is_wherever_it_lies(subset):
 def test_a_drawing_fills_a_box_of_20_pixels_whatever_its_size(height, width, box):
     drawing = torch.zeros(280, 280)
     drawing[40 : 40 + height, 60 : 60 + width] = 1
-    image = MNISTDataModule.take_drawing(drawing)
+    image = MNISTDataModule().take_drawing(drawing)
     assert image.shape == (1, 28, 28)
     [image] = image
     assert ((image > 0.5).any(1).sum(), (image > 0.5).any(0).sum()) == box
@@ -159,12 +159,12 @@ def test_a_drawing_fills_a_box_of_20_pixels_whatever_its_size(height, width, box
 
 
 def test_an_empty_drawing_is_black():
-    black = MNISTDataModule.take_drawing(torch.zeros(280, 280))
+    black = MNISTDataModule().take_drawing(torch.zeros(280, 280))
     assert torch.equal(black, torch.zeros(1, 28, 28))
 
 
 def test_ink_that_is_heavy_at_one_end_stays_in_the_frame():
     drawing = torch.full((20, 20), 0.01)
     drawing[0] = 1
-    image = MNISTDataModule.take_drawing(drawing)
+    image = MNISTDataModule().take_drawing(drawing)
     assert image.sum().item() == pytest.approx(drawing.sum().item())

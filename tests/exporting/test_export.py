@@ -1,6 +1,8 @@
 """What is exported computes what the model computes."""
 
+import contextlib
 import sys
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -10,6 +12,7 @@ import torch
 import vae_lightning
 from conftest import build_vae, typed
 from exports import FILES, exported_run
+from vae_lightning.errors import ConfigurationError
 from vae_lightning.exporting import programs
 from vae_lightning.models import likelihoods
 from vae_lightning.models.vae.networks import MeanDecoder
@@ -27,6 +30,26 @@ def expected(run, subset, size):
     batch = batch if model.num_classes else batch._replace(y=None)
     posterior, labels = model.posterior(batch), [] if batch.y is None else [batch.y]
     return batch.x, labels, posterior.loc, posterior.scale, model.reconstruct(batch)
+
+
+@pytest.mark.parametrize(("others", "is_kept"), [(1, True), (40, False)])
+def test_a_few_codes_that_are_equally_near_may_differ(others, is_kept, caplog):
+    codes = torch.arange(programs.EXPORT_ROWS * 49).view(-1, 49)
+    found = codes.clone()
+    found[0, :others] += 1
+    part = programs.Export(torch.nn.Identity(), {"x": codes}, ["codes"])
+
+    def read(file):
+        return lambda x: found[: len(x)]
+
+    outcome = (
+        contextlib.nullcontext()
+        if is_kept
+        else pytest.raises(ConfigurationError, match="nothing was kept")
+    )
+    with outcome, caplog.at_level("INFO"):
+        assert programs.compare(Path("encoder.onnx"), read, part) == 0
+    assert "codes differ from the model's" in caplog.text
 
 
 @pytest.mark.parametrize("size", [1, 5, 40])

@@ -176,6 +176,17 @@ def test_a_command_refuses_a_checkpoint_without_what_it_needs(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("values", "x"), ("vocabulary", 1.5), ("class_names", ["<b>", 3]), ("shape", [1, 28, -28])],
+)
+def test_a_spec_of_no_data_is_refused_when_a_model_is_loaded(stopped, tmp_path, field, value):
+    file = tmp_path / "model.ckpt"
+    write(changed(stopped[1], ("hyper_parameters", "model", "data", field), value), file)
+    with pytest.raises(ConfigurationError, match="not a checkpoint of this project, or damaged"):
+        vae_lightning.load(file)
+
+
 @pytest.mark.parametrize("repeated", [False, True])
 def test_a_file_does_not_make_a_model_take_more_memory_than_the_file(
     stopped, tmp_path, monkeypatch, repeated

@@ -67,6 +67,14 @@ def add(run, group, **settings):
                 "version": "",
             },
         ),
+        (
+            "logger",
+            {
+                "_target_": "vae_lightning.runs.loggers.RunLogger",
+                "save_dir": "${hydra:runtime.output_dir}",
+                "sub_dir": "{victim}",
+            },
+        ),
     ],
 )
 def test_a_stored_configuration_that_writes_elsewhere_is_refused(
@@ -80,6 +88,25 @@ def test_a_stored_configuration_that_writes_elsewhere_is_refused(
     with pytest.raises(SystemExit, match=r"its configuration writes to another place, \w+\.mine\."):
         resume(run, monkeypatch)
     assert [each.name for each in victim.iterdir()] == ["thesis.txt"]
+
+
+def test_a_line_end_of_a_file_is_printed_as_text(run, monkeypatch):
+    file = run / ".hydra" / "config.yaml"
+    config = OmegaConf.load(file)
+    config.model._target_ = "x\x1b[31mX\nimport os"
+    OmegaConf.save(config, file)
+    with pytest.raises(SystemExit, match=r"^error: model\._target_=x\\x1b\[31mX\\nimport os: not"):
+        resume(run, monkeypatch)
+
+
+def test_data_that_the_run_was_not_of_is_not_fetched(run, monkeypatch):
+    file = run / ".hydra" / "config.yaml"
+    config = OmegaConf.load(file)
+    config.data.update({"name": "kmnist", "dir": str(run.parent / "elsewhere")})
+    OmegaConf.save(config, file)
+    with pytest.raises(SystemExit, match=r"data\.name is kmnist in its configuration, mnist"):
+        resume(run, monkeypatch)
+    assert not (run.parent / "elsewhere").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")

@@ -261,6 +261,22 @@ def test_a_resumed_logger_purges_the_steps_that_come_again(tmp_path, torn):
     assert [event.step for event in events.Histograms("latents/kl")] == [10]
 
 
+def test_what_evaluate_logged_outlives_a_run_that_goes_on(tmp_path):
+    logger = RunLogger(tmp_path, **TENSORBOARD)
+    for step in (10, 20):
+        logger.log_metrics({"train/loss": 1.0}, step)
+        logger.log_metrics({"evaluate/test/elbo": -100.0 - step}, step)
+    logger.finalize("success")
+    for _ in range(2):  # and one that goes on twice
+        resumed = RunLogger(tmp_path, **TENSORBOARD)
+        resumed.purge_step = 20
+        resumed.log_metrics({"train/loss": 2.0}, 20)
+        resumed.finalize("success")
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert [event.value for event in events.Scalars("evaluate/test/elbo")] == [-110, -120]
+    assert [event.value for event in events.Scalars("train/loss")] == [1, 2]
+
+
 @pytest.mark.parametrize("behind", [0.5, 2, 100_000])
 def test_where_the_clock_is_behind_at_a_resume_each_step_is_shown_once_and_in_order(
     tmp_path, monkeypatch, behind

@@ -372,7 +372,10 @@ def test_what_is_not_finite_ends_the_run_unsaved_and_the_run_goes_on_without_it(
         run = run_of(tmp_path)
         assert all(finite(file) for file in run.rglob("*.ckpt"))
         told = str(train(tmp_path / "other", *SHORT, "optimizer.learning_rate=0.002"))
-        assert names_what_is_not_finite(str(train(tmp_path, f"resume={run}")), step)
+        longer = str(train(tmp_path, f"resume={run}", "trainer.accelerator=cpu"))
+        assert names_what_is_not_finite(longer, step)
+    keys = [each.partition("=")[0] for each in shlex.split(longer.splitlines()[1])]
+    assert keys.count("trainer.accelerator") == 1
     assert train(tmp_path, f"resume={run}") == 0
     assert differences(run, stopped_once[1]) == []
     # The run's files are named, and the line goes on with a tenth of the rate.

@@ -555,6 +555,16 @@ def test_a_log_that_cannot_be_read_costs_its_curve_only(tmp_path, monkeypatch, c
     assert "no learning curve, since no log that can be read holds val/elbo: runs/a" in shown
 
 
+def test_a_log_with_the_projector_s_folders_beside_it_is_drawn(tmp_path, monkeypatch, capsys):
+    folder = leave(tmp_path / "runs" / "a", -100.0) / "tensorboard"
+    (folder / "00012").mkdir(parents=True)
+    writer = SummaryWriter(folder)
+    writer.add_scalar("val/elbo", -101.0, 12)
+    writer.close()
+    summarized(tmp_path, monkeypatch, "runs")
+    assert "no learning curve" not in capsys.readouterr().out
+
+
 def test_keys_in_a_legend_are_cut_to_what_tells_them_apart():
     settings = {"optimizer.name": "adam", "data.name": "mnist", "model.latent_dim": 2}
     all_of_them = [summaries.Combination(settings, [], {})]

@@ -85,6 +85,14 @@ def test_slerp_between_parallel_directions_is_straight(factor):
     torch.testing.assert_close(walked[0], (1 + factor) / 2 * start)
 
 
+@pytest.mark.parametrize("other", [[1.0, 2.0], [0.0, 0.0]])
+def test_slerp_from_the_origin_is_straight(other):
+    end = torch.tensor(other)
+    for ends in ((torch.zeros(2), end), (end, torch.zeros(2))):
+        walked = slerp(*ends, torch.tensor([[0.0], [0.5], [1.0]]))
+        torch.testing.assert_close(walked, torch.stack([ends[0], end / 2, ends[1]]))
+
+
 def test_principal_axes_are_those_of_most_variance_and_their_signs_hold_still():
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(1000, 4, generator=generator) * torch.tensor([0.1, 3.0, 1.0, 0.2]) + 7

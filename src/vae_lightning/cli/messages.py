@@ -94,10 +94,10 @@ def explain(name: str, error: Exception) -> str:
             return " ".join(line.strip() for line in str(error).splitlines()[:2])
         return f"{first_line}: {cause}" if cause else first_line
     if isinstance(error, OmegaConfBaseException):
-        key = error.full_key
-        if key == "hydra.runtime.output_dir":  # which Hydra makes of what was typed
-            key = "hydra.sweep.dir" if typed_line().multirun else "hydra.run.dir"
-        return f"{key}: {first_line}" if key else first_line
+        named = error.full_key
+        if named == "hydra.runtime.output_dir":  # which Hydra makes of what was typed
+            named = "hydra.sweep.dir" if typed_line().multirun else "hydra.run.dir"
+        return f"{named}: {first_line}" if named else first_line
     return str(error)
 
 

@@ -36,6 +36,8 @@ def build_part(group: str, kind: type[Part], config: DictConfig, **others: Any) 
     constructor = class_of(f"{group}._target_", values.pop("_target_", None), kind)
     hints = typing.get_type_hints(constructor.__init__, include_extras=True)
     for key, value in values.items():
+        if value == "???":
+            raise ConfigurationError(f"{group}.{key} is missing: type {group}.{key}=…")
         if key not in hints:
             raise ConfigurationError(
                 f"unknown key {group}.{key}: {constructor.__name__} takes no such value"
@@ -48,11 +50,19 @@ def build_part(group: str, kind: type[Part], config: DictConfig, **others: Any) 
     try:
         return constructor(**{**values, **others})
     except (ValueError, MisconfigurationException, ImportError) as error:
-        problem = str(error).splitlines()[0]
+        problem = _first_line(error)
         separator = (
             "." if problem.partition("=")[0] in values else ": "
         )  # our own parts name the key first
         raise ConfigurationError(f"{group}{separator}{problem}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says, of a wrong type which argument it was."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}={printable(first['input'])}: {first['msg']}"
+    return str(error).splitlines()[0]
 
 
 def class_of(key: str, target: Any, kind: type[Part]) -> type[Part]:
@@ -68,7 +78,8 @@ def class_of(key: str, target: Any, kind: type[Part]) -> type[Part]:
     """
     if target not in targets.TARGETS:
         raise ConfigurationError(
-            f"{key}={target}: not one of the allowed targets (configuration/targets.py)"
+            f"{printable(key)}={printable(target)}: not one of the allowed targets "
+            "(configuration/targets.py)"
         )
     found = get_class(str(target))
     if not issubclass(found, kind):
@@ -114,7 +125,8 @@ def require(key: str, value: Any, kind: Any) -> Any:
                 f"{typed}: must be a list, in most shells with quotes: '{key}=[{printable(value)}]'"
             ) from error
         problems = dict.fromkeys(
-            problem["msg"].replace("Input should", "must") for problem in error.errors()
+            problem["msg"].replace("Input should", "must").replace("Value should", "must")
+            for problem in error.errors()
         )
         raise ConfigurationError(f"{typed}: {', or '.join(problems)}") from error
     if not all(map(math.isfinite, _floats(value))):  # which the types of other packages allow

@@ -28,6 +28,7 @@ from vae_lightning.configuration.composing import (
     parse,
     values_of,
 )
+from vae_lightning.configuration.quoting import printable
 from vae_lightning.errors import ConfigurationError
 
 MOVED = {
@@ -97,7 +98,8 @@ def check(
                 isinstance(value, str) and value in targets.TARGETS
             ):
                 raise ConfigurationError(
-                    f"{key}={value}: not one of the allowed targets (configuration/targets.py)"
+                    f"{key}={printable(value)}: not one of the allowed targets "
+                    "(configuration/targets.py)"
                 )
             if (name, key) not in ADDRESSES:
                 refuse_address(key, value)
@@ -125,7 +127,7 @@ def _check_references(config: DictConfig) -> None:
             OmegaConf.select(config, key)
         except Exception as error:  # a resolver raises what it likes
             problem = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigurationError(f"{key}={value}: {problem}") from error
+            raise ConfigurationError(f"{key}={printable(value)}: {problem}") from error
 
 
 def _check_groups(
@@ -141,7 +143,9 @@ def _check_groups(
             and not isinstance(value, dict)
             and not (is_left_out or is_reference or key in own)
         ):
-            raise ConfigurationError(f"{key}={value}: holds settings, so type {key}.<name>=…")
+            raise ConfigurationError(
+                f"{key}={printable(value)}: holds settings, so type {key}.<name>=…"
+            )
 
 
 def _refuse_without_patience(config: DictConfig, composed: Mapping[str, Any]) -> None:
@@ -155,7 +159,8 @@ def _refuse_without_patience(config: DictConfig, composed: Mapping[str, Any]) ->
         patience = f"{key.rpartition('.')[0]}.patience"
         if values.get(patience, 0) is None and value != composed.get(key):
             raise ConfigurationError(
-                f"{key}={value}: changes nothing without a patience; type {patience}=… as well"
+                f"{key}={printable(value)}: changes nothing without a patience; "
+                f"type {patience}=… as well"
             )
 
 
@@ -174,7 +179,7 @@ def _refuse_idle_settings(ours: Mapping[str, Any]) -> None:
             and (key not in ours or ours[key] != value)
         ):
             raise ConfigurationError(
-                f"{key}={value}: changes nothing here; of Hydra's settings there are "
+                f"{key}={printable(value)}: changes nothing here; of Hydra's settings there are "
                 "hydra.run.dir, hydra.sweep.dir, hydra.sweep.subdir, hydra.launcher"
             )
 

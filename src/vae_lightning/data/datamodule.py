@@ -134,8 +134,7 @@ class DataModule(LightningDataModule, ABC):
         # RandomState is the one generator whose stream NumPy has promised never to change.
         return torch.from_numpy(np.random.RandomState(self.split_seed).permutation(size))
 
-    @staticmethod
-    def take_drawing(drawing: Tensor) -> Tensor | None:
+    def take_drawing(self, drawing: Tensor) -> Tensor | None:
         """Bring a drawing ``[H, W]`` in [0, 1], white on black, to the form of an example.
 
         None: this data isn't drawn by hand, and the explorer shows no canvas.

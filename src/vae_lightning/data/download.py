@@ -25,7 +25,7 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_lightning.configuration.quoting import override, printable
-from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, SCORES, Dataset
+from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, Dataset
+from vae_lightning.data.catalogue import dataset as dataset_of
 from vae_lightning.data.formats import parse_amat, parse_idx, write_idx
 from vae_lightning.errors import DatasetUnavailable
 
@@ -54,8 +55,8 @@ REGISTRY_SECONDS = 15
 ATTEMPT_SECONDS = 300
 """How long one attempt at one file may take in all."""
 
-LARGEST = 1 << 26
-"""The largest decompressed file that is read, in bytes: far more than any file of a set has."""
+LARGEST = 1 << 28
+"""The largest file that is fetched or decompressed, in bytes: more than any file of a set has."""
 
 
 def read(name: str, folder: Path, file: str) -> tuple[Tensor, Tensor | None]:
@@ -103,7 +104,7 @@ def fetch(name: str, folder: Path) -> None:
         DatasetUnavailable: a file is missing and no source has it, or another file lies in its
             place. The message says which files to put where, or to move away.
     """
-    dataset = (DATASETS | SCORES)[name]
+    dataset = dataset_of(name)
     missing = _missing(dataset, folder)
     if not missing:
         return
@@ -313,11 +314,11 @@ def _from_compressed(
 def _from_mirrors(
     dataset: Dataset, folder: Path, missing: list[str], reasons: list[str]
 ) -> Iterator[tuple[str, bytes]]:
-    if dataset.torchvision is None:
-        return
-    from torchvision import datasets  # takes a second: only where files are missing
+    mirrors: Sequence[str] = dataset.mirrors
+    if dataset.torchvision:
+        from torchvision import datasets  # takes a second: only where files are missing
 
-    mirrors: list[str] = getattr(datasets, dataset.torchvision).mirrors
+        mirrors = getattr(datasets, dataset.torchvision).mirrors
     remaining = list(missing)
     for mirror in [url for url in mirrors if url.startswith("https:")] or mirrors:
         try:

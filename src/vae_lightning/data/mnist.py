@@ -112,8 +112,7 @@ class MNISTDataModule(DataModule):
         """Return all images ``[N, 1, 28, 28]``, uint8, and labels ``[N]``, int64, of a file."""
         return read(self.name, self.folder, file)
 
-    @staticmethod
-    def take_drawing(drawing: Tensor) -> Tensor:
+    def take_drawing(self, drawing: Tensor) -> Tensor:
         """Bring a drawing to MNIST's form: its ink in a box of 20 × 20, centred in 28 × 28.
 
         LeCun et al. (1998) did so with NIST's digits: the centre of mass is in the middle. One of

@@ -1,17 +1,28 @@
 """How one kind of example is looked at, written and read."""
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vae_lightning.data.folder import read_folder
+from vae_lightning.configuration.paths import expanded
+from vae_lightning.data.pictures import (
+    SUFFIXES,
+    Background,
+    Form,
+    files_of,
+    looks,
+    read_pictures,
+)
 from vae_lightning.data.protocol import WHITE
+
+log = logging.getLogger(__name__)
 
 _COMPRESSION = 3  # of 9: sooner than the usual 6, and larger by a twentieth
 
@@ -34,8 +45,15 @@ class Modality(Protocol):
     def picture(self, x: Tensor, columns: int) -> Tensor:
         """Lay examples ``[n, ...]`` out as one picture, ``[3, H, W]`` in [0, 1]."""
 
-    def read(self, folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:
+    def read(
+        self, folder: Path, shape: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Tensor, list[str]]:
         """Read a user's own examples ``[n, *shape]`` from a folder, with their file names.
+
+        Args:
+            folder: where they are; or one file.
+            shape: of an example.
+            settings: of the data that the model was trained on.
 
         Raises:
             ValueError: the folder holds something else; the message says what.
@@ -56,9 +74,24 @@ class Images:
         picture: Tensor = make_grid(enlarged, nrow=columns, padding=zoom, pad_value=0.5)
         return picture
 
-    def read(self, folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Read all pictures of a folder: uint8, ``[n, C, H, W]``, and the files' names."""
-        return read_folder(folder, shape)
+    def read(
+        self, folder: Path, shape: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Tensor, list[str]]:
+        """Read all pictures of a folder: uint8, ``[n, C, H, W]``, and the files' names.
+
+        They are brought to the form of those that the model was trained on.
+        """
+        folder = Path(expanded(str(folder)))
+        is_file = folder.is_file() and folder.suffix.lower() in SUFFIXES
+        files = [folder] if is_file else files_of(folder)
+        background: Background = settings.get("background", "black")
+        if "invert" in settings:
+            invert = bool(settings["invert"])
+        elif invert := shape[0] == 1 and looks(files, background)[1]:
+            log.info("%s: dark on bright, so they are inverted", folder)
+        form = Form(shape, settings.get("fit", "crop"), background, invert)
+        names = [str(file.relative_to(folder.parent if is_file else folder)) for file in files]
+        return read_pictures(files, form), names
 
 
 IMAGES = Images()

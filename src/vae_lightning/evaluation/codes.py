@@ -11,8 +11,10 @@ from torch import Tensor
 from vae_lightning.configuration.quoting import spreadsheet_cell
 from vae_lightning.data.batches import Batches
 from vae_lightning.models.base import Autoencoder
+from vae_lightning.models.noise import EvaluationNoise
 
 _OWN = ("index", "label")
+_BOUNDS = ("elbo", "log_likelihood", "kl")
 
 
 @torch.inference_mode()
@@ -21,15 +23,19 @@ def encode(model: Autoencoder, batches: Batches) -> dict[str, Tensor]:
 
     Returns:
         ``index``, the place in the file, and ``label``, −1 where there is none, each ``[N]``; and
-        the columns of ``model.encode``, each ``[N, ...]``.
+        the columns of ``model.encode``, each ``[N, ...]``; and of a model with a bound each
+        example's ``elbo``, ``log_likelihood`` and ``kl`` by one sample of q(z|x), in nats, ``[N]``.
     """
     columns: dict[str, list[Tensor]] = {}
     for batch in batches:
-        codes = model.encode(batch.to(model.device))
+        batch = model.take(batch)
+        codes = model.encode(batch)
         no_label = torch.full((len(batch.x),), -1)
         assert batch.indices is not None
         known = {"index": batch.indices, "label": no_label if batch.y is None else batch.y}
-        for name, values in {**known, **codes}.items():
+        measured = model.measure(batch, EvaluationNoise(batch.indices))
+        bounds = {name: measured[name] for name in _BOUNDS if name in measured}
+        for name, values in {**known, **codes, **bounds}.items():
             columns.setdefault(name, []).append(values.cpu())
     return {name: torch.cat(parts) for name, parts in columns.items()}
 
@@ -48,7 +54,11 @@ def write(columns: Mapping[str, Tensor], names: Sequence[str] | None, directory:
         arrays["name"] = np.array(names)
     np.savez(directory / f"{stem}.npz", allow_pickle=False, **arrays)
     flat = {name: each.view(len(each), -1) for name, each in columns.items() if name not in _OWN}
-    heads = [f"{name}_{d}" for name, each in flat.items() for d in range(each.shape[1])]
+    heads = [
+        f"{name}_{d}" if columns[name].ndim > 1 else name
+        for name, each in flat.items()
+        for d in range(each.shape[1])
+    ]
     file = directory / f"{stem}.csv"
     with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as written:
         # Quoted, a name stays one cell where spreadsheets separate cells by semicolons.
@@ -67,6 +77,8 @@ def describe(columns: Mapping[str, Tensor]) -> str:
     if "loc" in columns:
         return f"{count} posteriors of {columns['loc'].shape[1]} latents"
     shapes = [
-        f"{name} {list(each.shape[1:])}" for name, each in columns.items() if name not in _OWN
+        f"{name} {list(each.shape[1:])}"
+        for name, each in columns.items()
+        if name not in (*_OWN, *_BOUNDS)
     ]
     return f"{count} codes ({', '.join(shapes)})"

@@ -94,6 +94,8 @@ def measured(
     rows |= _rows(figures | quality, model, noun, samples, count)
     rows |= {name: reason for name, _, reason in (each.partition(": ") for each in remarks)}
     figures_in = directory.parent / written.name
+    if in_run and dashboard.is_symlink():
+        rows["dashboard"] = f"not written: {printable(dashboard)} is a link"
     rows |= {"note": model.meaning, "checkpoint": str(file), "figures": str(figures_in)}
     return "\n".join(f"  {label:<16} {value}" for label, value in rows.items())
 

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from vae_lightning import __version__
 from vae_lightning.configuration.quoting import markdown, printable
-from vae_lightning.data.catalogue import DATASETS, SCORES
+from vae_lightning.data.catalogue import DATASETS, PHOTOGRAPHS, SCORES
+from vae_lightning.data.cifar10 import CIFAR10
 from vae_lightning.data.datamodule import DataModule
+from vae_lightning.data.modality import Modality
 from vae_lightning.data.music.datamodule import MusicDataModule
+from vae_lightning.data.music.modality import Music
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.exporting.programs import BATCHES
 from vae_lightning.models.base import Autoencoder, Export, Model, target_of
@@ -66,7 +69,7 @@ def compose(trained: Trained, differences: Mapping[str, float]) -> str:
         _usage(model, parts, differences),
         _training(trained, source),
         _figures(trained),
-        _limits(model, trained.modality.noun),
+        _limits(model, trained.modality),
         _licence(source),
         _versions(differences),
     ]
@@ -78,8 +81,8 @@ def _source(kind: type[DataModule], settings: Mapping[str, Any]) -> _Source:
     if issubclass(kind, MusicDataModule):
         scores = SCORES[kind.scores]
         return _Source(f"{kind.music} ({scores.title})", None, scores.terms)
-    name = str(settings.get("name", "data of the user's own"))
-    if dataset := DATASETS.get(name):
+    name = "cifar10" if kind is CIFAR10 else str(settings.get("name", "data of the user's own"))
+    if dataset := (DATASETS | PHOTOGRAPHS).get(name):
         return _Source(dataset.title, dataset.hub, dataset.terms)
     return _Source(name, None, "those of whoever made it")
 
@@ -189,7 +192,9 @@ def _inputs(part: Export, num_classes: int, library: str, made: set[str]) -> lis
         if name == "y":
             line = f"y = {library}.arange({_ROWS}) % {num_classes}"
         elif name == "z":
-            line = f"z = {normal[library]}({shape}, dtype={dtype})  # makes new examples"
+            line = f"z = {normal[library]}({shape}, dtype={dtype})" + "  # makes new examples" * (
+                set(part.inputs) <= {"z", "y"}
+            )
         else:
             line = f"{name} = {library}.zeros({shape}, dtype={dtype})  # or your own"
         lines += [] if name in made else [line]
@@ -306,19 +311,22 @@ def _figures(trained: Trained) -> str:
         ) from error
 
 
-def _limits(model: Model, noun: str) -> str:
+def _limits(model: Model, modality: Modality) -> str:
     values = {
         "unit": "values in [0, 1]",
         "continuous": "values in [0, 1]",
         "binary": "values 0 or 1",
-        "tokens": f"whole numbers below {markdown(model.data.vocabulary)}",
+        "tokens": f"whole numbers below {markdown(model.data.vocabulary)}, of which 0 holds what "
+        "sounds, 1 is a rest, and 2 is the lowest pitch",
+        "sets": "in each step pitches from 2 on in ascending order, then 1, then 0",
     }
     shape = " × ".join(map(markdown, model.data.shape))
+    lowest = f": {modality.lowest} in MIDI's count" if isinstance(modality, Music) else ""
     lines = [
-        f"- It knows one kind of {noun}: {shape}, {values[model.data.values]}. "
+        f"- It knows one kind of {modality.noun}: {shape}, {values[model.data.values]}{lowest}. "
         "Of others it makes the nearest that it knows.",
         "- Samples are of varying quality; nothing filters them.",
-        f"- It was made to study generative models; it is not an archive of {noun}s, "
+        f"- It was made to study generative models; it is not an archive of {modality.noun}s, "
         "since a code keeps only part of one.",
         "- The exported files were compared on the CPU; "
         "other devices and lower precision differ by more.",

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ LEVELS = 256
 
 EXPORT_ROWS = 33
 """Examples of the inputs of an exported part, on which its files are compared."""
+
+Values = Literal["unit", "continuous", "binary", "tokens", "sets"]
 
 _DECODED_TOGETHER = 500  # latents: the activations of so many fit into a processor's cache
 
@@ -70,7 +72,7 @@ class DataSpec:
     """
 
     shape: tuple[int, ...]
-    values: Literal["unit", "continuous", "binary", "tokens", "sets"]
+    values: Values
     vocabulary: int = 0
     class_names: tuple[str, ...] = ()
 
@@ -78,6 +80,14 @@ class DataSpec:
         """Take lists as well, which is what checkpoints and JSON hold."""
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        is_right = (
+            all(type(length) is int and length > 0 for length in self.shape)
+            and self.values in get_args(Values)
+            and type(self.vocabulary) is int
+            and all(isinstance(name, str) for name in self.class_names)
+        )
+        if not is_right:
+            raise ValueError(f"no spec of data: {printable(self)[:200]}")
 
     @property
     def is_of_tokens(self) -> bool:

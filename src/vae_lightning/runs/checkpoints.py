@@ -296,6 +296,27 @@ def step_to_resume(
     return step, [*remarks, f"Going on after step {step:,}"]
 
 
+def refuse_other_data(directory: Path, data: DataModule) -> None:
+    """Check that a run's newest checkpoint is of some data, before any of that is fetched or read.
+
+    Raises:
+        ConfigurationError: no checkpoint is whole, or it is of other data.
+    """
+    step, content, _ = newest_whole(directory, -1)
+    with _refusing_to_resume(directory, step):
+        _check_fields(content, _FIELDS)
+        saved, built = content[_OF_DATA]["data"], data.hparams["data"]
+        names = [saved["settings"].get("name"), built["settings"].get("name")]
+    if saved["target"] != built["target"] or names[0] != names[1]:
+        was, now = (
+            printable(each["settings"].get("name", each["target"])) for each in (saved, built)
+        )
+        raise ConfigurationError(
+            f"{override('resume', directory)}: data.name is {now[:100]} in its configuration, "
+            f"{was[:100]} in its step {step}"
+        )
+
+
 @contextmanager
 def _refusing_to_resume(directory: Path, step: int) -> Iterator[None]:
     """Turn whatever a checkpoint's wrong fields raise into one line."""
@@ -331,6 +352,7 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     for group, values in groups.items():
         settings |= {f"{group}.{key}": value for key, value in values.items()}
     # Last: a setting that changes the spec is what the user typed.
+    settings["the content of the data"] = data.get("content")
     return settings | {"the spec of the data": model["data"]}
 
 
@@ -570,7 +592,8 @@ def data_of(file: Path, content: Mapping[str, Any]) -> tuple[type[DataModule], d
         kind = class_of(f"{file}: data", printable(stored["target"]), DataModule)  # type: ignore[type-abstract]
         settings = dict(stored["settings"])
         # Never ours: a file may not say where the data of another machine lies or is put.
-        settings.pop("dir", None)
+        for key in ("dir", "file"):
+            settings.pop(key, None)
         return kind, settings
 
 

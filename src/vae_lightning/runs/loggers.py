@@ -165,6 +165,28 @@ class EventWriter(SummaryWriter):
         return self.file_writer
 
 
+def _evaluations(directory: str, first: int) -> list[tuple[str, float, int, float]]:
+    """Return what ``evaluate`` has logged from a step on: tags, values, steps and times.
+
+    A run that goes on purges what it will log again, and that it won't.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.CRITICAL)  # it speaks of each file it opens
+    try:
+        events = EventAccumulator(directory, size_guidance={SCALARS: 0}).Reload()
+        return [
+            (tag, event.value, event.step, event.wall_time)
+            for tag in events.Tags()["scalars"]
+            if tag.startswith("evaluate")
+            for event in events.Scalars(tag)
+            if event.step >= first
+        ]
+    except Exception as error:  # what damaged records raise is of many kinds
+        log.warning("%s: what evaluate logged can't be read (%s)", directory, type(error).__name__)
+        return []
+
+
 class RunLogger(TensorBoardLogger):
     """Lightning's logger for TensorBoard, with a writer that survives a full or a lost disk.
 
@@ -180,7 +202,11 @@ class RunLogger(TensorBoardLogger):
     def experiment(self) -> EventWriter:
         """TensorBoard's writer."""
         if self._experiment is None:
-            self._experiment = EventWriter(self.log_dir, self.purge_step)
+            purged = self.purge_step
+            kept = [] if purged is None else _evaluations(self.log_dir, purged)
+            self._experiment = EventWriter(self.log_dir, purged)
+            for tag, value, step, time_ in kept:
+                self._experiment.add_scalar(tag, value, step, time_)
         return self._experiment  # type: ignore[return-value]
 
     @rank_zero_only

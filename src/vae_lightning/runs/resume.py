@@ -39,6 +39,7 @@ REPLACEABLE = (
     "callbacks",
     "logger",
     "data.dir",
+    "data.file",
     "mirror",
 )
 """What may be typed beside ``resume=``: keys, and groups with all that is in them."""
@@ -146,7 +147,10 @@ def _without_own_files(overrides: Sequence[object]) -> tuple[list[str], set[str]
     return kept, own
 
 
-_PLACES = {"callbacks": ("dirpath", "filename"), "logger": ("save_dir", "name", "version")}
+_PLACES = {
+    "callbacks": ("dirpath", "filename"),
+    "logger": ("save_dir", "name", "version", "sub_dir"),
+}
 """What says where a callback or a logger writes, by the group."""
 
 
@@ -175,9 +179,12 @@ def _refuse_places_elsewhere(config: DictConfig, directory: Path, typed: Set[str
 
 def _find_data(config: DictConfig, begun_in: Path) -> None:
     """Let a folder of the data that was named from another directory be found from any."""
-    named = config.get("data", {}).get("dir")
-    if isinstance(named, str):
-        config.data.dir = str(begun_in / expanded(named))
+    for key in ("dir", "file"):
+        named = config.get("data", {}).get(key)
+        if isinstance(named, str):
+            config.data[key] = str(begun_in / expanded(named))
+        elif OmegaConf.is_list(named):
+            config.data[key] = [str(begun_in / expanded(str(each))) for each in named]
 
 
 def typed_beside_resume() -> list[str]:

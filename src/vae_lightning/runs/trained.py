@@ -1,5 +1,6 @@
 """A trained model with the data that it was trained on, for the commands that use one."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from vae_lightning.errors import ConfigurationError, DatasetUnavailable
 from vae_lightning.models.base import Model, target_of
 from vae_lightning.runs import checkpoints, signals
 from vae_lightning.runs.processor import flush_denormals
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +88,13 @@ class Trained:
                 f"{error} (a checkpoint doesn't store data.dir: type it as in training)"
             ) from error
         self.data.setup()
+        stored = self.content[DataModule.CHECKPOINT_HYPER_PARAMS_KEY]["data"].get("content")
+        if stored != self.data.hparams["data"].get("content"):
+            log.warning(
+                "%s are not those that the model was trained on: some that it was trained on may "
+                "be tested",
+                f"{self.data.name}'s images",
+            )
         return self.data
 
 

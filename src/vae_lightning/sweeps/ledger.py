@@ -31,7 +31,7 @@ QUICK_PASS = "trainer.fast_dev_run: a quick pass, which measures nothing"
 LOCK = ".lock"
 """The file in a sweep's directory that the sweep's own process has locked."""
 
-MOVABLE = ("trainer.accelerator", "data.dir")
+MOVABLE = ("trainer.accelerator", "data.dir", "data.file")
 """The keys by which a job may go on at another place than it was begun."""
 
 _OURS = re.compile(r"stop|earlier|[0-9]+|\.(earlier|[0-9]+)\.tmp")

@@ -304,7 +304,8 @@ def _logged(folder: Path, name: str) -> dict[int, float]:
     )  # takes longer than all else
 
     for file in folder.iterdir():
-        if not file.is_file():  # a pipe would be waited at
+        # A pipe would be waited at. The projector's files lie in folders.
+        if not (file.is_file() or (file.is_dir() and "tfevents" not in file.name)):
             raise ValueError(f"{file.name} is no file")
     logging.getLogger("tensorboard").setLevel(logging.CRITICAL)  # it speaks of each file it opens
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: all of them

@@ -15,13 +15,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning.configuration.building import build_part, require, require_memory
+from vae_lightning.configuration.paths import expanded
 from vae_lightning.configuration.quoting import override, printable
 from vae_lightning.data.batches import Seed
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Model
 from vae_lightning.runs import mirror, signals
-from vae_lightning.runs.checkpoints import file_of_step, find_checkpoint, step_to_resume
+from vae_lightning.runs.checkpoints import (
+    file_of_step,
+    find_checkpoint,
+    refuse_other_data,
+    step_to_resume,
+)
 from vae_lightning.runs.directory import (
     make_run_directory,
     remove,
@@ -79,9 +85,17 @@ def build(config: DictConfig) -> Experiment:
         refuse_too_large(sketch, data)
     lightning.seed_everything(seed, verbose=False)
     model = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
-    if config.resume is None or not has_begun(Path(config.resume)):
+    origin: dict[str, Any] = {}
+    is_new = config.resume is None or not has_begun(Path(config.resume))
+    if is_new:
         stages.load(model)
+    if config.init is not None:
+        config.init = str(Path(expanded(require("init", config.init, str))).absolute())
+        origin = stages.begin_from(model, config.init) if is_new else {}
     module = VAEModule(model, optimization, seed)
+    if origin:
+        module.hparams["init"] = origin
+        module.is_begun = True
     kept: Any = OmegaConf.to_container(config.trainer, resolve=True)
     module.hparams["trainer"] = {key: kept[key] for key in kept if key not in _ELSEWHERE}
     throughput = Throughput()
@@ -97,6 +111,8 @@ def build(config: DictConfig) -> Experiment:
         refuse_empty_limits(trainer, config.trainer, data)
     processes.refuse_sweeps(trainer)
     processes.quieten(trainer)
+    if not is_new:
+        refuse_other_data(Path(config.resume), data)
     data.prepare_data()
     data.setup()
     if not data.is_sized:

@@ -25,6 +25,7 @@ class VAEModule(QuickModule):
         published: the figures that callbacks can monitor.
         figures: of the training.
         tested: how many examples were tested.
+        is_begun: whether the weights are those of an earlier run, which nothing sets anew.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class VAEModule(QuickModule):
         chosen = {"model": stored, "optimizer": self.optimization.settings, "seed": seed}
         self.save_hyperparameters(chosen | {"version": __version__})
         self.training_noise = TrainingNoise(seed)
-        self.tested = 0
+        self.tested, self.is_begun = 0, False
         self.figures = TrainingFigures("loss", *model.terms)
         self.evaluation = Means(*model.figures, *counts_of(model.figures))
         of_epoch = [f"train/{name}_epoch" for name in self.figures.epoch.names]
@@ -57,7 +58,8 @@ class VAEModule(QuickModule):
     def on_fit_start(self) -> None:
         """Let the model start from the training data, in a run that isn't resumed."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and not self.trainer.ckpt_path and not self.global_step:
+        begun = self.is_begun or self.trainer.ckpt_path or self.global_step
+        if data is not None and not begun:
             self.model.initialize(data.training_examples())
 
     @with_signature

@@ -155,5 +155,6 @@ def _after_divergence(parts: Experiment) -> str:
     typed: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
     left_out = ("optimizer.learning_rate=", "hydra.run.dir=", "resume=")
     again = [printable(each) for each in typed if not str(each).lstrip("+").startswith(left_out)]
-    line = command("train", *again, f"optimizer.learning_rate={rate:g}")
+    last = {each.lstrip("+").partition("=")[0]: each for each in again}  # typed beside resume= too
+    line = command("train", *last.values(), f"optimizer.learning_rate={rate:g}")
     return f"Its files{kept}: {directory}. With a tenth of the rate:  {line}"

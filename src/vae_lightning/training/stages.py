@@ -1,7 +1,9 @@
-"""A second stage: training a prior over the codes of a run that was trained before."""
+"""Training that begins from an earlier run: a prior over its codes, or from its weights."""
 
 import hashlib
 import inspect
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,12 @@ def resolve(config: DictConfig) -> None:
     if config.model.autoencoder is not None:
         raise ConfigurationError("model.autoencoder: is taken from data.run; leave it out")
     run = require("data.run", config.data.run, str)
-    file, content, model = _open(run)
+    file, content, model = _open("data.run", run)
+    if not isinstance(model, DiscreteModel):
+        raise ConfigurationError(
+            f"{override('data.run', run)}: its model has no codes ({printable(model.describe())}); "
+            "name a run of model=vqvae"
+        )
     trained_on, settings = checkpoints.data_of(file, content)
     settings.pop("seed", None)
     known = inspect.signature(trained_on).parameters
@@ -52,9 +59,7 @@ def resolve(config: DictConfig) -> None:
     described = {
         "target": target_of(type(model)),
         "settings": model.settings,
-        "run": str(Path(expanded(run)).absolute()),
-        "step": content["global_step"],
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        **_origin(run, file, content),
     }
     with open_dict(config):
         config.data = {"_target_": target_of(trained_on), **settings, **data}
@@ -70,7 +75,7 @@ def load(model: Model) -> None:
     if not isinstance(model, CodePrior):
         return
     described: dict[str, Any] = model.settings["autoencoder"]
-    file, _, trained = _open(described["run"])
+    file, _, trained = _open("data.run", described["run"])
     if hashlib.sha256(file.read_bytes()).hexdigest() != described["sha256"]:
         raise ConfigurationError(
             f"{override('data.run', described['run'])}: its checkpoint is another one than when "
@@ -79,19 +84,48 @@ def load(model: Model) -> None:
     model.autoencoder.load_state_dict(trained.state_dict())
 
 
-def _open(run: str) -> tuple[Path, dict[str, Any], DiscreteModel]:
-    """Return the checkpoint of a run, what it holds, and its model."""
-    typed = override("data.run", run)
+def begin_from(model: Model, run: str) -> dict[str, Any]:
+    """Give a new model the weights of a trained one, and return where they come from.
+
+    Raises:
+        ConfigurationError: there is no such run, or its model is another one.
+    """
+    typed = override("init", run)
+    file, content, trained = _open("init", run)
+    if type(trained) is not type(model):
+        raise ConfigurationError(
+            f"{typed}: its model is a {printable(trained.describe())}, and this one a "
+            f"{printable(model.describe())}"
+        )
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        others = [
+            f"model.{key}={json.dumps(value, separators=(',', ':'))}"
+            for key, value in trained.settings.items()
+            if model.settings.get(key) != value
+        ]
+        instead = f"type {' '.join(others)}" if others else "its data has another shape"
+        raise ConfigurationError(f"{typed}: other weights than this model's; {instead}") from error
+    return _origin(run, file, content)
+
+
+def _origin(run: str, file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what names a checkpoint, for the runs that begin from it."""
+    return {
+        "run": str(Path(expanded(run)).absolute()),
+        "step": content["global_step"],
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+
+
+def _open(key: str, run: str) -> tuple[Path, dict[str, Any], Model]:
+    """Return the checkpoint of a run that a key names, what it holds, and its model."""
+    typed = override(key, run)
     try:
         file = checkpoints.find_checkpoint(run)
     except FileNotFoundError as error:
         problem = printable(error).partition(": ")[2]  # what comes before names another key
         raise ConfigurationError(f"{typed}: {problem}") from error
     content = checkpoints.read(file)
-    model = checkpoints.build_model(file, content)
-    if not isinstance(model, DiscreteModel):
-        raise ConfigurationError(
-            f"{typed}: its model has no codes ({printable(model.describe())}); "
-            "name a run of model=vqvae"
-        )
-    return file, content, model
+    return file, content, checkpoints.build_model(file, content)

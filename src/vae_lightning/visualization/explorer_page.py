@@ -199,7 +199,11 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
     def moved(start: list[float], label: int | None, *values: float) -> list[Any]:
         z = torch.tensor(start)
         z[shown] = torch.tensor(values, dtype=z.dtype)  # the page sends 1, not 1.0
-        return at(z, label)
+        return [z.tolist(), *at(z, label)]
+
+    def within(value: float | None) -> float:
+        """Return what was typed beside a slider, within its ends; 0 where nothing is left."""
+        return min(max(value or 0.0, -bound), bound)
 
     def go(z: Tensor, label: int | None, pair: list[str]) -> list[Any]:
         """Return what changes where everything moves to one place."""
@@ -334,10 +338,12 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
                 share = gr.Slider(
                     0, 1, 0, step=0.01, label="from A to B", buttons=[], elem_id="morph"
                 )
+        for slider in moving:  # gradio's own check would be a traceback
+            slider.preprocess = within
         everything = [code, label, decoded, place, image, reconstruction, *moving]
         for slider in moving:
-            slider.input(moved, [code, label, *moving], [decoded, place], **QUICK)
-        label.input(moved, [code, label, *moving], [decoded, place], **QUICK)
+            slider.input(moved, [code, label, *moving], [code, decoded, place], **QUICK)
+        label.input(moved, [code, label, *moving], [code, decoded, place], **QUICK)
         place.pick(picked, None, everything, **QUICK)
         if explorer.takes_drawings:
             place.pick(None, js=WIPE)

@@ -123,7 +123,8 @@ def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
         weight: how far along, ``[n, 1]`` in [0, 1].
     """
     angle = torch.acos((start @ end / (start.norm() * end.norm())).clamp(-1, 1))
-    if angle.sin() < 1e-4:  # the same direction, or opposite ones: there is no one circle
+    # The same direction, opposite ones, or none, at the origin: there is no one circle.
+    if not angle.sin() >= 1e-4:
         return torch.lerp(start, end, weight)
     direction = (
         torch.sin((1 - weight) * angle) * start / start.norm()

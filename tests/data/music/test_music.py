@@ -166,7 +166,7 @@ def test_midi_reads_back_as_the_tokens_that_it_was_written_from(tmp_path, voices
         x[:, voice] = torch.where(onset, x[:, voice] % 5 + 30 - 9 * voice, x[:, voice])
     (tmp_path / "a.mid").write_bytes(modality.midi(x))
     (tmp_path / "notes.txt").write_text("mine")
-    windows, names = modality.read(tmp_path, (steps, voices))
+    windows, names = modality.read(tmp_path, (steps, voices), {})
     assert names == ["a.mid:1"]
     assert torch.equal(windows[0], x)
 
@@ -187,6 +187,10 @@ def test_a_midi_file_is_moved_by_octaves_where_the_model_has_no_such_pitches(tmp
     assert (windows[0, [0, 4], 0] - FIRST_PITCH + MELODIES.lowest).tolist() == [48, 55]
 
 
+EVENT_FILE = midi(EVENTS, 20, 0.1)
+DRUMS = EVENT_FILE.replace(b"\x90", b"\x99").replace(b"\x80", b"\x89")
+
+
 def broken(tmp_path, name, content):
     file = tmp_path / name
     file.write_bytes(content)
@@ -200,12 +204,16 @@ def broken(tmp_path, name, content):
         (b"", 1, "no MIDI file, or damaged"),
         (b"MThd" + bytes(10), 1, "no "),
         (midi([], 8, 0.1), 1, "no notes"),
+        (DRUMS, 1, "no notes but drums, which aren't read"),
+        (EVENT_FILE[:12] + b"\xe7\x28" + EVENT_FILE[14:], 1, "timed in frames"),
+        (EVENT_FILE[:12] + bytes(2) + EVENT_FILE[14:], 1, "timed in frames"),
         (midi(EVENTS, 20, 0.1), 4, "1 parts with notes, and the model needs 4"),
         (bytes(2 << 20), 1, "larger than 1 MiB"),
         (midi([Event(0, 1, 60, 0), Event(30_000, 30_001, 60, 0)], 30_001, 0.1), 1, "longer than"),
         (midi([Event(0, 1, 1, 0), Event(1, 2, 120, 0)], 2, 0.1), 1, "pitches span more"),
     ],
-    ids=["text", "empty", "zeros", "silence", "one part", "large", "long", "wide"],
+    ids=["text", "empty", "zeros", "silence", "drums", "frames", "no beat", "one part", "large",
+         "long", "wide"],
 )  # fmt: skip
 def test_what_is_no_midi_file_for_the_model_gets_a_line_that_names_it(
     tmp_path, content, voices, message
@@ -213,9 +221,19 @@ def test_what_is_no_midi_file_for_the_model_gets_a_line_that_names_it(
     file = broken(tmp_path, "mine.mid", content)
     modality = MELODIES if voices == 1 else CHORALES
     with pytest.raises(ValueError, match=f"mine.mid: .*{message}") as raised:
-        modality.read(file, (32, voices))
+        modality.read(file, (32, voices), {})
     assert "\n" not in str(raised.value)
     assert file.read_bytes() == content
+
+
+def test_a_file_among_others_that_can_not_be_read_is_left_out_with_a_line(tmp_path, caplog):
+    broken(tmp_path, "a.mid", b"not music")
+    broken(tmp_path, "b.mid", EVENT_FILE)
+    (tmp_path / "c.mid").mkdir()
+    _, names = MELODIES.read(tmp_path, (32, 1))
+    assert names == ["b.mid:1"]
+    assert "left out: " in caplog.text
+    assert "a.mid: no MIDI file, or damaged" in caplog.text
 
 
 def test_a_folder_without_midi_files_is_refused(tmp_path):

@@ -120,16 +120,20 @@ def _parts(content: bytes, name: str) -> list[list[Note]]:
     try:
         score = mido.MidiFile(file=io.BytesIO(content), clip=True)
         parts: dict[tuple[int, int], list[Note]] = {}
+        per_beat, has_drums = score.ticks_per_beat, False
         for number, track in enumerate(score.tracks):
             now, begun = 0, dict[tuple[int, int], int]()
             for message in track:
                 now += message.time
-                if message.type not in ("note_on", "note_off") or message.channel == 9:  # drums
+                if message.type not in ("note_on", "note_off"):
+                    continue
+                if message.channel == 9:
+                    has_drums = True
                     continue
                 key = message.channel, message.note
                 if key in begun:
                     start = begun.pop(key)
-                    step, end = (round(4 * each / score.ticks_per_beat) for each in (start, now))
+                    step, end = (round(4 * each / (per_beat or 1)) for each in (start, now))
                     note = Note(step * TICKS, max(1, end - step) * TICKS, message.note)
                     parts.setdefault((number, message.channel), []).append(note)
                 if message.type == "note_on" and message.velocity:
@@ -138,8 +142,10 @@ def _parts(content: bytes, name: str) -> list[list[Note]]:
         raise ValueError(
             f"{name}: no MIDI file, or damaged ({printable(error)[:80] or type(error).__name__})"
         ) from error
+    if not 0 < per_beat < 1 << 15:
+        raise ValueError(f"{name}: timed in frames (SMPTE), not in beats")
     if not parts:
-        raise ValueError(f"{name}: no notes")
+        raise ValueError(f"{name}: no notes" + " but drums, which aren't read" * has_drums)
     if any(note.start + note.length > LONGEST * TICKS for part in parts.values() for note in part):
         raise ValueError(f"{name}: longer than {LONGEST:,} 16ths")
     return list(parts.values())

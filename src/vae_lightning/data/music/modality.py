@@ -1,7 +1,10 @@
 """How music is looked at, written, read and heard."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,9 @@ from vae_lightning.data.music import events
 from vae_lightning.data.music.midi import LARGEST, midi, read_windows
 from vae_lightning.data.music.scores import BAR
 from vae_lightning.data.music.sound import synthesize, wav
+from vae_lightning.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 _STEP, _ROW, _GAP = 3, 2, 4  # pixels
 _PAPER, _BAR_LINE, _FRAME = 1.0, 0.85, 0.6
@@ -91,33 +97,48 @@ class Music:
         """Return the windows of a MIDI file, ``[n, T, V]``; see ``midi.read_windows``."""
         return read_windows(content, name, shape, self.lowest, self.pitches)
 
-    def read(self, folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:
-        """Read the MIDI files of a folder, or one file, into windows.
+    def read(
+        self, folder: Path, shape: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Tensor, list[str]]:
+        """Read the MIDI files of a folder, or one file, into windows; the settings don't matter.
 
         Returns:
             Tokens ``[n, T, V]``, int64, and ``<file>:<number of the window>`` for each.
 
         Raises:
-            ValueError: there are none, or one can't be read; the message says which.
+            ValueError: there are none, or none can be read. One of several that can't be read is
+                left out, with a line.
         """
         folder = Path(expanded(str(folder)))
         if folder.is_file():
             files = [folder]
         elif folder.is_dir():
             files = sorted(
-                file for file in folder.iterdir() if file.suffix.lower() in (".mid", ".midi")
+                file
+                for file in folder.iterdir()
+                if file.suffix.lower() in (".mid", ".midi") and file.is_file()
             )
         else:
             raise ValueError(f"{printable(folder)}: not found")
         if not files:
             raise ValueError(f"{printable(folder)}: no MIDI files in it (.mid, .midi)")
-        windows, names = [], []
+        windows, names, mistakes = [], [], []
         for file in files:
             with file.open("rb") as opened:
                 content = opened.read(LARGEST + 1)
-            found = self.read_midi(content, printable(file), shape)
+            try:
+                found = self.read_midi(content, printable(file), shape)
+            except ConfigurationError:
+                raise
+            except ValueError as error:
+                mistakes.append(str(error))
+                continue
             windows.append(found)
             names += [f"{file.name}:{number}" for number in range(1, len(found) + 1)]
+        if not windows:
+            raise ValueError("; ".join(mistakes[:3]))
+        for mistake in mistakes:
+            log.warning("left out: %s", mistake)
         return torch.cat(windows), names
 
 
@@ -137,6 +158,8 @@ class Sets(Music):
         """Return how many steps of an example there are, without what fills it up."""
         return int((x[:, 0] != events.NOTHING).sum())
 
-    def read(self, folder: Path, shape: Sequence[int]) -> tuple[Tensor, list[str]]:
+    def read(
+        self, folder: Path, shape: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[Tensor, list[str]]:
         """Refuse: these pieces come from one file only."""
         raise ValueError("this model reads its own data only; use one of data=chorales")

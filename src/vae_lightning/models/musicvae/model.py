@@ -101,12 +101,10 @@ class MusicVAE(base.LatentModel):
                 "model=musicvae: needs music, tokens [T, V]; type data=melodies or data=chorales"
             )
         steps, voices = data.shape
-        if decoder == "hierarchical" and steps % bar:
-            raise ValueError(
-                f"model.bar={bar}: a hierarchical decoder needs whole bars, not {steps} steps"
-            )
+        if steps % bar and (decoder == "hierarchical" or data.values == "tokens"):
+            raise ValueError(f"bar={bar}: {steps} steps are no whole number of such bars")
         if steps % parts:
-            raise ValueError(f"model.parts={parts}: must divide {steps} steps")
+            raise ValueError(f"parts={parts}: must divide {steps} steps")
         if kl_schedule != "constant" and not kl_schedule_steps:
             raise ValueError(
                 f"kl_schedule={kl_schedule}: over how many steps? kl_schedule_steps=1000"

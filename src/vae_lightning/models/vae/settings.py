@@ -57,7 +57,7 @@ def refuse_pairs(data: DataSpec, settings: Mapping[str, Any]) -> None:
     if len(data.shape) != 3:
         raise ValueError(
             f"network={settings['network']}: needs images [C, H, W], and the data has shape "
-            f"{list(data.shape)}"
+            f"{list(data.shape)}" + "; music needs model=musicvae" * data.is_of_tokens
         )
     if classes not in (0, len(data.class_names)):
         labels = f"{len(data.class_names)} labels" if data.class_names else "no labels"
