@@ -1,5 +1,6 @@
 """The command line as Hydra reads it, and as people type it."""
 
+import os
 import re
 import shlex
 import sys
@@ -17,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_lightning.configuration import elsewhere
+from vae_lightning.configuration import elsewhere, targets
 from vae_lightning.configuration.composing import groups_of, outside_a_run
 from vae_lightning.configuration.keys import known_keys
 from vae_lightning.configuration.paths import PATHS, expanded, takes_path
@@ -94,12 +95,29 @@ def arrange(name: str, positional: str | None, several: bool) -> None:
         raise ConfigurationError(_answer_flag(name, unknown[0], typed))
     overrides: list[str] = typed.overrides
     _refuse_split_lists(overrides)
+    overrides = _without_allowed(overrides)
     if positional:
         overrides = _name_paths(name, positional, several, overrides)
     _refuse_repetitions(overrides)
     meant = [_as_meant(name, each, typed.multirun) for each in overrides]
     arranged = [part for each in meant if not _is_no_recipe(each) for part in _replacing(each)]
     sys.argv[1:] = [*arranged, *_flags(typed)]
+
+
+def _without_allowed(overrides: Sequence[str]) -> list[str]:
+    """Allow the packages that ``allow=[my_package]`` names, and return the other overrides.
+
+    So it is on no list of overrides that is stored. The processes that Lightning starts for this
+    one find what was typed here in their environment.
+    """
+    typed = [each for each in overrides if re.match(r"\+*allow=", each)]
+    _refuse_repetitions(typed)
+    if typed or "LOCAL_RANK" not in os.environ:
+        value = typed[0].partition("=")[2].strip() if typed else "[]"
+        if value.startswith("[") and value.endswith("]"):
+            value = value[1:-1]
+        targets.allow([each.strip(" '\"") for each in value.split(",") if each.strip()])
+    return [each for each in overrides if each not in typed]
 
 
 def _flags(typed: Any) -> list[str]:

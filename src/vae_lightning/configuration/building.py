@@ -19,6 +19,9 @@ from vae_lightning.errors import ConfigurationError
 
 Part = TypeVar("Part")
 
+OwnClass = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+"""The full name of a class of the user's own, where a name of ours may stand as well."""
+
 
 def build_part(group: str, kind: type[Part], config: DictConfig, **others: Any) -> Part:
     """Build the class that a configuration group names, with values checked by its signature.
@@ -49,6 +52,8 @@ def build_part(group: str, kind: type[Part], config: DictConfig, **others: Any) 
             raise ConfigurationError(f"{group}.{key} is missing: type {group}.{key}=…")
     try:
         return constructor(**{**values, **others})
+    except ConfigurationError:  # which names its key
+        raise
     except (ValueError, MisconfigurationException, ImportError) as error:
         problem = _first_line(error)
         separator = (
@@ -76,14 +81,21 @@ def class_of(key: str, target: Any, kind: type[Part]) -> type[Part]:
     Raises:
         ConfigurationError: it isn't on the list of allowed targets, or is of another kind.
     """
-    if target not in targets.TARGETS:
+    named = f"{printable(key)}={printable(target)}"
+    if not targets.is_allowed(target):
+        raise ConfigurationError(f"{named}: {targets.refusal(printable(target))}")
+    try:
+        found = get_class(str(target))
+    except Exception as error:  # what a user's module can raise has no end
+        problem = printable(error)[:200].strip() or type(error).__name__
+        raise ConfigurationError(f"{named}: can't be imported ({problem})") from error
+    if target not in targets.TARGETS and not targets.lies_in_allowed(found.__module__):
         raise ConfigurationError(
-            f"{printable(key)}={printable(target)}: not one of the allowed targets "
-            "(configuration/targets.py)"
+            f"{named}: is of {found.__module__}, which isn't allowed; a class must be defined in "
+            "the allowed package"
         )
-    found = get_class(str(target))
     if not issubclass(found, kind):
-        raise ConfigurationError(f"{key}={target}: must be a {kind.__name__}")
+        raise ConfigurationError(f"{named}: must be a {kind.__name__}")
     return found
 
 
@@ -124,9 +136,11 @@ def require(key: str, value: Any, kind: Any) -> Any:
             raise ConfigurationError(
                 f"{typed}: must be a list, in most shells with quotes: '{key}=[{printable(value)}]'"
             ) from error
+        found = error.errors()
+        of_names = [each for each in found if each["type"] != "string_pattern_mismatch"]
         problems = dict.fromkeys(
-            problem["msg"].replace("Input should", "must").replace("Value should", "must")
-            for problem in error.errors()
+            each["msg"].replace("Input should", "must").replace("Value should", "must")
+            for each in of_names or found
         )
         raise ConfigurationError(f"{typed}: {', or '.join(problems)}") from error
     if not all(map(math.isfinite, _floats(value))):  # which the types of other packages allow

@@ -94,12 +94,9 @@ def check(
             _refuse_idle_settings(hydra_settings)
     for resolve in (False, True) if running else (False,):
         for key, value in values_of(OmegaConf.to_container(config, resolve=resolve)):
-            if key.endswith("_target_") and not (
-                isinstance(value, str) and value in targets.TARGETS
-            ):
+            if key.endswith("_target_") and not targets.is_allowed(value):
                 raise ConfigurationError(
-                    f"{key}={printable(value)}: not one of the allowed targets "
-                    "(configuration/targets.py)"
+                    f"{key}={printable(value)}: {targets.refusal(printable(value))}"
                 )
             if (name, key) not in ADDRESSES:
                 refuse_address(key, value)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from vae_lightning.configuration import targets
+
 _PLAIN = re.compile(r"[\w./-]*[A-Za-z/][\w./-]*", re.ASCII)
 _OTHER_TYPE = re.compile(r"null|true|false|[+-]?(nan|inf|[\d_.]+(e[+-]?[\d_]+)?)", re.IGNORECASE)
 
@@ -37,7 +39,8 @@ def override(key: str, value: str | Path) -> str:
 
 def command(name: str, *arguments: str) -> str:
     """Return a line to paste into a shell that runs one of our commands with some arguments."""
-    return shlex.join([program("python"), "-m", f"vae_lightning.{name}", *arguments])
+    own = [f"allow=[{','.join(targets.allowed())}]"] if targets.allowed() else []
+    return shlex.join([program("python"), "-m", f"vae_lightning.{name}", *arguments, *own])
 
 
 def printable(text: object) -> str:

@@ -1,4 +1,10 @@
-"""Everything that a configuration may name as ``_target_``."""
+"""Everything that a configuration or a checkpoint may name as a class."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from vae_lightning.errors import ConfigurationError
 
 TARGETS = frozenset(
     {
@@ -31,4 +37,49 @@ TARGETS = frozenset(
         "vae_lightning.training.optimizers.Optimization",
     }
 )
-"""The allowed values of ``_target_``, as full names: a prefix would let foreign code in."""
+"""The allowed values of ``_target_``, as full names: a prefix would let foreign code in.
+
+A package of the user's own is added by ``allow=[my_package]``, on the command line only.
+"""
+
+_ALLOWED = "VAE_LIGHTNING_ALLOW"
+"""The environment variable by which the processes that a command starts know what was typed."""
+
+
+def allow(packages: Sequence[str]) -> None:
+    """Allow the classes of packages, in this process and those that it starts; none: no others.
+
+    Raises:
+        ConfigurationError: one is no name of a package.
+    """
+    for package in packages:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", package):
+            raise ConfigurationError(
+                f"allow={package}: must be the name of a package, as my_package"
+            )
+    os.environ.pop(_ALLOWED, None)
+    if packages:
+        os.environ[_ALLOWED] = ",".join(packages)
+
+
+def allowed() -> list[str]:
+    """Return the packages that were allowed."""
+    return list(filter(None, os.environ.get(_ALLOWED, "").split(",")))
+
+
+def lies_in_allowed(name: str) -> bool:
+    """Return whether a full name begins with an allowed package, by whole parts between dots."""
+    return any(f"{name}.".startswith(f"{package}.") for package in allowed())
+
+
+def is_allowed(target: object) -> bool:
+    """Return whether a configuration may name a class; that it is one is seen when it is built."""
+    return isinstance(target, str) and (target in TARGETS or lies_in_allowed(target))
+
+
+def refusal(target: str) -> str:
+    """Return what to say of a class that isn't allowed."""
+    package = target.partition(".")[0]
+    own = f"; if {package} is a package of your own, type allow=[{package}]"
+    is_ours = not package.isidentifier() or package in ("vae_lightning", "lightning", "hydra")
+    return f"not one of the allowed targets (configuration/targets.py){'' if is_ours else own}"

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
 from torch.nn import functional as F
 
+from vae_lightning.configuration.building import class_of
 from vae_lightning.models.base import LEVELS
 
 LikelihoodName = Literal["bernoulli", "continuous_bernoulli", "gaussian", "discretized_logistic"]
@@ -171,10 +172,17 @@ class DiscretizedLogistic(Distribution):
 class Likelihood(nn.Module):
     """Makes p(x|z) of what a decoder computes.
 
+    One of the user's own, ``model.likelihood=my_package.MyLikelihood``, is a subclass without
+    arguments. It sets ``parameters_per_pixel`` and ``quantity``, and defines ``forward``. The
+    distribution that it returns has a ``mean`` in [0, 1] and a ``log_prob``, over ``[C, H, W]``.
+
     Attributes:
         parameters_per_pixel: how many numbers the decoder gives for each pixel: 2 if it also
             computes the scale.
+        quantity: of a subclass, what its ``log_prob`` is: see ``kind_of_number``.
     """
+
+    quantity: ClassVar[Literal["mass", "density", "neither"]] = "neither"
 
     def __init__(self, name: LikelihoodName = "bernoulli", scale: PixelScale = 0.1) -> None:
         """Choose the family.
@@ -222,6 +230,15 @@ class Likelihood(nn.Module):
         return Independent(DiscretizedLogistic(loc, scale), 3, validate_args=False)
 
 
+def build_likelihood(name: LikelihoodName | str, scale: PixelScale = 0.1) -> Likelihood:
+    """Return a family by its name, or one of the user's own by the full name of its class."""
+    if "." not in name:
+        return Likelihood(name, scale)  # type: ignore[arg-type]
+    family = class_of("model.likelihood", name, Likelihood)()
+    family.name = name  # type: ignore[assignment]
+    return family
+
+
 def _inverse_softplus(value: float) -> float:
     return math.log(math.expm1(value))
 
@@ -243,7 +260,7 @@ _MEANINGS = {
 }
 
 
-def kind_of_number(name: LikelihoodName, values: str) -> Quantity:
+def kind_of_number(name: LikelihoodName | str, values: str) -> Quantity:
     """Say what ``log_prob`` is for data of some values.
 
     Args:
@@ -258,6 +275,8 @@ def kind_of_number(name: LikelihoodName, values: str) -> Quantity:
     Raises:
         ValueError: the pair has no meaning.
     """
+    if "." in name:
+        return class_of("model.likelihood", name, Likelihood).quantity
     if values == "tokens":
         raise ValueError(f"likelihood={name}: the data are tokens, and this is a family of pixels")
     if name == "bernoulli":
@@ -281,6 +300,7 @@ def kind_of_number(name: LikelihoodName, values: str) -> Quantity:
     return "density" if values == "continuous" else "neither"
 
 
-def meaning(name: LikelihoodName, quantity: Quantity) -> str:
+def meaning(name: LikelihoodName | str, quantity: Quantity) -> str:
     """Say in words what the figures of a model with this family are."""
-    return _MEANINGS.get(quantity) or _CROSS_ENTROPIES[name]
+    own = f"by {name}, which calls them no likelihoods"
+    return _MEANINGS.get(quantity) or _CROSS_ENTROPIES.get(name, own)

@@ -89,7 +89,7 @@ def build(config: DictConfig) -> Experiment:
     is_new = config.resume is None or not has_begun(Path(config.resume))
     if is_new:
         stages.load(model)
-    if config.init is not None:
+    if config.get("init") is not None:  # a trial of a search has no such key
         config.init = str(Path(expanded(require("init", config.init, str))).absolute())
         origin = stages.begin_from(model, config.init) if is_new else {}
     module = VAEModule(model, optimization, seed)

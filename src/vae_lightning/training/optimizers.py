@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
+from vae_lightning.configuration.building import OwnClass, class_of
 from vae_lightning.models.base import arguments
 
 OptimizerName = Literal["adam", "adamw", "adagrad", "rmsprop", "sgd"]
@@ -44,7 +45,7 @@ class Optimization:
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
         self,
-        name: OptimizerName = "adam",
+        name: OptimizerName | OwnClass = "adam",
         learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3,
         weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
         options: dict[str, Any] | None = None,
@@ -55,7 +56,8 @@ class Optimization:
         """Choose them.
 
         Args:
-            name: the optimiser: ``adam``, ``adamw``, ``adagrad``, ``rmsprop`` or ``sgd``.
+            name: the optimiser: ``adam``, ``adamw``, ``adagrad``, ``rmsprop``, ``sgd``, or the full
+                name of one of the user's own.
             learning_rate: its step size.
             weight_decay: λ of a term λ/2 · ‖θ‖² added to the loss. With a loss that is a mean over
                 N examples, 1/N is the prior p(θ) = N(0, I) of Kingma & Welling (arXiv:1312.6114).
@@ -112,12 +114,13 @@ class Optimization:
         if doubled := {"lr", "weight_decay"} & set(self.options):
             keys = ", ".join(sorted(doubled))
             raise ValueError(f"options={self.options}: {keys} has a key of its own")
-        _check_options("options", _OPTIMIZERS[self.name], self.options)
+        kind = _OPTIMIZERS.get(self.name) or class_of("optimizer.name", self.name, Optimizer)
+        _check_options("options", kind, self.options)
         settings: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
-        if fused and self.name != "rmsprop":
+        if fused and self.name in _OPTIMIZERS and self.name != "rmsprop":
             settings["fused"] = True
         try:
-            return _OPTIMIZERS[self.name](parameters, **(settings | self.options))
+            return kind(parameters, **(settings | self.options))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"options={self.options}: {error}") from error
 

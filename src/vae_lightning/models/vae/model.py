@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from vae_lightning.models import base
 from vae_lightning.models.base import Batch, DataSpec, Export, Figure, Latents, Noise
 from vae_lightning.models.distributions import DiagonalNormal
-from vae_lightning.models.likelihoods import Likelihood, kind_of_number, meaning
+from vae_lightning.models.likelihoods import build_likelihood, kind_of_number, meaning
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.models.vae import networks, objectives, settings
 
@@ -61,7 +61,7 @@ class VAE(base.LatentModel):
         Args:
             data: the spec of the data, ``[C, H, W]`` images.
             latent_dim: D.
-            network: ``mlp``, or ``convolutional``: convolutions before and after the hidden layers.
+            network: ``mlp``, ``convolutional``, or the full name of a ``networks.Network``.
             hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
             channels: of the convolutions, each of which halves the sides of the image.
             activation: between the layers.
@@ -94,7 +94,7 @@ class VAE(base.LatentModel):
             kl_schedule,
             kl_schedule_steps,
         )
-        self.family = Likelihood(likelihood, pixel_scale)
+        self.family = build_likelihood(likelihood, pixel_scale)
         parameters = self.family.parameters_per_pixel
         self.encoder, self.decoder = networks.build_networks(
             network, data.shape, latent_dim, hidden_dims, channels, activation, posterior_scale,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vae_lightning.configuration.building import class_of
 from vae_lightning.models.base import LEVELS, Batch
 from vae_lightning.models.linear import Linear
 
@@ -277,8 +278,34 @@ def start_from_mean(decoder: nn.Module, examples: Iterable[Batch]) -> None:
         bias.copy_(mean.clamp(1e-3, 1 - 1e-3).logit().flatten())  # type: ignore[operator]
 
 
+class Network(nn.Module):
+    """An encoder and a decoder of the user's own: ``model.network=my_package.MyNetwork``.
+
+    A subclass sets both in its constructor.
+
+    Attributes:
+        encoder: from images ``[B, C, H, W]`` and labels ``[B]`` or None to the mean and the scale
+            of q(z|x), each ``[B, D]``; the scale is positive.
+        decoder: from latents ``[..., D]`` and labels to what the likelihood needs,
+            ``[..., parameters_per_pixel · C, H, W]``.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        parameters_per_pixel: int,
+        num_classes: int,
+    ) -> None:
+        """Take C, H, W, the size of the code, and the other two as ``build_networks`` does."""
+        super().__init__()
+
+
 def build_networks(
-    name: NetworkName,
+    name: NetworkName | str,
     image_shape: Sequence[int],
     latent_dim: int,
     hidden_dims: Sequence[int],
@@ -292,7 +319,7 @@ def build_networks(
     """Make an encoder and the decoder that mirrors it.
 
     Args:
-        name: ``mlp`` or ``convolutional``.
+        name: ``mlp``, ``convolutional``, or the full name of a ``Network``.
         image_shape: C, H, W.
         latent_dim: D.
         hidden_dims: widths of the encoder's hidden layers.
@@ -310,7 +337,12 @@ def build_networks(
     mirrored = hidden_dims[::-1]
     encoder: nn.Module
     decoder: nn.Module
-    if name == "mlp":
+    if "." in name:
+        own = class_of("model.network", name, Network)(
+            image_shape, latent_dim, parameters_per_pixel, num_classes
+        )
+        encoder, decoder = own.encoder, own.decoder
+    elif name == "mlp":
         encoder = MLPEncoder(
             image_shape, hidden_dims, latent_dim, activation, posterior_scale, num_classes
         )

@@ -5,9 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from vae_lightning.configuration.building import OwnClass
 from vae_lightning.models.base import DataSpec
-from vae_lightning.models.likelihoods import Likelihood, LikelihoodName
-from vae_lightning.models.vae.networks import Activation, NetworkName, PosteriorScale
+from vae_lightning.models.likelihoods import LikelihoodName as OurLikelihood
+from vae_lightning.models.likelihoods import build_likelihood
+from vae_lightning.models.vae.networks import Activation, PosteriorScale
+from vae_lightning.models.vae.networks import NetworkName as OurNetwork
 from vae_lightning.models.vae.objectives import KLSchedule
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "refuse_pairs",
 ]
 
+LikelihoodName = OurLikelihood | OwnClass
+NetworkName = OurNetwork | OwnClass
 Objective = Literal["sgvb_b", "sgvb_a", "iwae"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -49,7 +54,7 @@ def refuse_pairs(data: DataSpec, settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"kl_schedule={schedule}: needs kl_schedule_steps, the optimiser steps that it takes"
         )
-    family = Likelihood(settings["likelihood"], settings["pixel_scale"])
+    family = build_likelihood(settings["likelihood"], settings["pixel_scale"])
     if settings["initial_mean"] and (
         settings["network"] != "mlp" or family.parameters_per_pixel > 1
     ):

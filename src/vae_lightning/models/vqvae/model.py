@@ -15,12 +15,13 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_ca
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vae_lightning.configuration.building import OwnClass
 from vae_lightning.models import base
 from vae_lightning.models.base import Batch, DataSpec, Export, Figure, Noise
 from vae_lightning.models.likelihoods import (
-    Likelihood,
     LikelihoodName,
     PixelScale,
+    build_likelihood,
     kind_of_number,
     meaning,
 )
@@ -82,7 +83,7 @@ class VQVAE(base.DiscreteModel):
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.99,
         temperature: _NonNegative = 0.0,
         temperature_steps: NonNegativeInt = 0,
-        likelihood: LikelihoodName = "bernoulli",
+        likelihood: LikelihoodName | OwnClass = "bernoulli",
         pixel_scale: PixelScale = 0.1,
     ) -> None:
         """Build the networks.
@@ -115,7 +116,7 @@ class VQVAE(base.DiscreteModel):
         self.codes, self.code_shape = codes, halved(data.shape, channels)
         self.commitment = commitment
         self.temperatures = temperature, temperature_steps
-        self.family = Likelihood(likelihood, pixel_scale)
+        self.family = build_likelihood(likelihood, pixel_scale)
         colours, widest = data.shape[0], channels[-1]
         out = self.family.parameters_per_pixel * colours
         residual = [Residual(widest, residual_channels) for _ in range(2 * residual_blocks)]
