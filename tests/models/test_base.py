@@ -140,8 +140,8 @@ SMALL = {"latent_dim": 2, "hidden_dims": [5], "channels": [2, 3]}
 VARIANTS = [
     {"network": network, "likelihood": likelihood, "pixel_scale": scale, "num_classes": classes}
     for network, likelihood, scale, classes in itertools.product(
-        get_args(vae_settings.NetworkName),
-        get_args(vae_settings.LikelihoodName),
+        get_args(vae_settings.OurNetwork),
+        get_args(vae_settings.OurLikelihood),
         (0.2, "learnt", "per_pixel"),
         (0, 10),
     )
@@ -182,7 +182,7 @@ def test_every_vae_is_built_again_from_its_settings(variant, monkeypatch):
 
 def test_a_vae_of_another_shape_is_built_again_as_well():
     spec = DataSpec((3, 8, 12), "unit")
-    for network in get_args(vae_settings.NetworkName):
+    for network in get_args(vae_settings.OurNetwork):
         model = build_vae(spec, network=network, **SMALL)
         again = type(model)(DataSpec(**model.data.stored()), **model.settings)
         again.load_state_dict(model.state_dict())
