@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-import vae_lightning
 from conftest import typed
 from toys import Bigrams, Clusters, Colours, SkewedVAE, Words, batch_of
 from vae_lightning.configuration import targets
 from vae_lightning.models.base import target_of
 from vae_lightning.models.noise import SamplingNoise
+from vae_lightning.runs.checkpoints import load_model
 
 PAIRS = {
     "latent": (SkewedVAE, Colours),
@@ -84,7 +84,7 @@ def train(here, name, *arguments, epochs=2):
 def test_a_model_of_ones_own_trains_and_its_figures_are_named_by_it(here, name, capsys):
     run = train(here, name)
     metrics = json.loads((run / "metrics.json").read_text())
-    model = vae_lightning.load(run)
+    model = load_model(run)
     noun = {"sequences": "sequence"}.get(name, "image")
     assert metrics["comparison"] == f"test/{model.criterion}"
     assert metrics["figures"].keys() == {f"test/{figure}" for figure in model.figures}
@@ -145,7 +145,7 @@ def test_a_run_that_goes_on_comes_to_the_same_weights(here, name, monkeypatch):
 
 def test_what_no_gradient_reaches_is_updated_once_a_step_over_all_its_batches(here):
     run = train(here, "discrete", "callbacks=minimal", "trainer.accumulate_grad_batches=5")
-    model = vae_lightning.load(run)
+    model = load_model(run)
     assert model.updates == 2  # two epochs of five batches, of which five make a step
     assert model.means.std() > 0
 
@@ -155,7 +155,7 @@ def test_evaluate_measures_what_the_model_has(here, trained_toys, name, capsys):
     run = trained_toys[name]
     directory = here("evaluate", f"checkpoint={run}", "samples=20", "trainer.accelerator=cpu")
     metrics = json.loads((directory / "metrics.json").read_text())
-    model, shown = vae_lightning.load(run), capsys.readouterr().out
+    model, shown = load_model(run), capsys.readouterr().out
     measured = {figure.removeprefix("test/") for figure in metrics["figures"]}
     assert set(model.figures) <= measured
     assert ("log_marginal" in measured) == (name == "latent")
@@ -172,7 +172,7 @@ def test_evaluate_measures_what_the_model_has(here, trained_toys, name, capsys):
 def test_sample_writes_new_examples_in_their_own_form(here, trained_toys, name):
     run = trained_toys[name]
     arrays = here("sample", f"checkpoint={run}", "count=6", "form=npy", "seed=3")
-    model = vae_lightning.load(run)
+    model = load_model(run)
     expected = model.sample(6, SamplingNoise(6, 3))
     assert np.array_equal(np.load(arrays / "samples.npy"), expected.numpy())
     assert expected.shape == (6, *model.data.shape)
@@ -189,7 +189,7 @@ def test_sample_writes_new_examples_in_their_own_form(here, trained_toys, name):
 def test_encode_writes_codes_by_the_models_own_columns(here, trained_toys, name):
     run = trained_toys[name]
     directory = here("encode", f"checkpoint={run}")
-    model, data = vae_lightning.load(run), Colours()
+    model, data = load_model(run), Colours()
     batch = batch_of(data)
     stem, column = ("posteriors", "loc") if name == "latent" else ("codes", "code")
     with np.load(directory / f"{stem}.npz") as arrays:
@@ -261,7 +261,7 @@ def test_tune_searches_by_the_models_own_figure(here, name):
     chosen = [f"model={name}", f"data={name}", "search=rates", "trials=2", *LIMITED]
     study = here("tune", "--config-dir", str(here.configs), *chosen)
     log = (study / "tune.log").read_text()
-    model = vae_lightning.load(study / "trials" / "0")
+    model = load_model(study / "trials" / "0")
     assert model.figures[model.criterion].label in log
     assert "_target_" in (study / "experiment" / "best.yaml").read_text()
 
@@ -306,7 +306,7 @@ def test_a_checkpoint_of_a_class_that_is_not_on_the_list_is_refused(
     run = trained_toys["latent"]
     monkeypatch.setattr(targets, "TARGETS", targets.TARGETS - {target_of(SkewedVAE)})
     with pytest.raises(ValueError, match=r"toys\.SkewedVAE: not one of the allowed targets"):
-        vae_lightning.load(run)
+        load_model(run)
 
 
 def test_a_model_and_data_that_do_not_go_together_are_refused(here):
@@ -317,7 +317,7 @@ def test_a_model_and_data_that_do_not_go_together_are_refused(here):
 def test_the_explorer_shows_a_latent_model_of_ones_own(trained_toys):
     from vae_lightning.visualization.explorer import explore, most_active
 
-    model, data = vae_lightning.load(trained_toys["latent"]), Colours()
+    model, data = load_model(trained_toys["latent"]), Colours()
     data.setup()
     explored = explore(model, data, data.split("test"))
     assert explored.decode(torch.zeros(2), None).shape == (3, 8, 8)
@@ -336,11 +336,11 @@ def test_a_vqvae_and_its_prior_pass_through_every_command_on_colour_pictures(her
     small = ("model.codes=8", "model.channels=[4,6]", "model.residual_channels=4")
     settings = (*small, "model.likelihood=discretized_logistic", "model.pixel_scale=learnt")
     first = here(*own, "model=vqvae", "data=pictures", *settings)
-    model = vae_lightning.load(first)
+    model = load_model(first)
     assert model.code_shape == (8, 8)
     prior = ("model=prior", "data=codes", f"data.run={first}", "model.width=16", "model.layers=1")
     second = here("train", *LIMITED, *prior, "model.num_classes=2")
-    assert vae_lightning.load(second).sample(3, SamplingNoise(3)).shape == (3, 3, 32, 32)
+    assert load_model(second).sample(3, SamplingNoise(3)).shape == (3, 3, 32, 32)
     for run in (first, second):
         sampled = here("sample", f"checkpoint={run}", "form=npy", "count=4")
         assert np.load(sampled / "samples.npy").shape == (4, 3, 32, 32)

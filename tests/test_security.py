@@ -42,7 +42,7 @@ from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import check
 from vae_lightning.data.modality import IMAGES
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.runs.checkpoints import data_of, read
+from vae_lightning.runs.checkpoints import data_of, load_model, read
 from vae_lightning.runs.log_file import log_to
 from vae_lightning.runs.loggers import RunCSVLogger, RunLogger
 from vae_lightning.runs.resume import lock_directory
@@ -110,7 +110,7 @@ def test_the_list_of_hostile_checkpoints_is_whole(hostile_checkpoints):
 def test_a_hostile_checkpoint_would_run_code_and_does_not(hostile_checkpoints, name):
     files, canary = hostile_checkpoints
     told = rf"^checkpoint={files[name]}: not a checkpoint of this project, or damaged$"
-    for function in (vae_lightning.load, load_data):
+    for function in (load_model, load_data):
         with pytest.raises(ConfigurationError, match=told):
             function(files[name])
         assert not canary.exists()
@@ -156,7 +156,7 @@ def test_checkpoints_that_name_code_or_ask_for_too_much_run_nothing(good, tmp_pa
     files, unfit = write_plain_checkpoints(tmp_path, good)
     refused = set()
     for name, file in files.items():
-        for function in (vae_lightning.load, load_data):
+        for function in (load_model, load_data):
             if told := error_of(function, file):  # or it names code in vain, and is fit for use
                 assert len(told.splitlines()) == 1
                 refused.add(name)
@@ -184,7 +184,7 @@ def test_a_checkpoint_can_name_only_a_class_of_the_right_kind(
     built = []
     monkeypatch.setattr(hydra.utils.get_class(target), "__init__", lambda *_, **__: built.append(1))
     with pytest.raises(ConfigurationError, match=rf"{kind}={target}: must be a "):
-        (vae_lightning.load if kind == "model" else load_data)(file)
+        (load_model if kind == "model" else load_data)(file)
     assert not built
 
 
@@ -723,7 +723,7 @@ def test_an_address_is_no_folder_of_pictures(tmp_path, monkeypatch):
     ):
         typed("encode", "checkpoint=x", "images=ftp://x/y", directory=tmp_path, patch=monkeypatch)
     with pytest.raises(FileNotFoundError, match="not found; type a checkpoint file"):
-        vae_lightning.load("http://127.0.0.1/x.ckpt")
+        load_model("http://127.0.0.1/x.ckpt")
 
 
 def test_an_address_is_refused_before_torch_is_imported(tmp_path):

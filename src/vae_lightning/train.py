@@ -27,19 +27,11 @@ def main(config: DictConfig) -> None:
                 mirror.complete(config)
                 return
         # Imported here, so that --help and a mistyped key are answered without waiting for torch.
-        from vae_lightning.runs.log_file import log_to
-        from vae_lightning.training import experiment, report
+        from vae_lightning.training import experiment
+        from vae_lightning.training.run import run
 
         parts = experiment.build(config)
-    first = parts.trainer.is_global_zero  # of the processes that train together
-    with log_to(parts.directory / "train.log" if first else None), report.ending(parts):
-        log.info(report.describe(parts.module.model, parts.data, parts.trainer))
-        for remark in parts.remarks:
-            log.warning(remark)
-        experiment.fit(parts)
-        figures, checkpoint = experiment.test(parts)
-        if first:
-            report.finish(parts, figures, checkpoint)
+    run(parts)
 
 
 if __name__ == "__main__":

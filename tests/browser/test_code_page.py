@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import vae_lightning
 from conftest import ROOT, SHOTS, explorer_on, small_run, without_errors
+from vae_lightning.runs.checkpoints import load_model
 
 SHOWN = """([name, before]) => {
     const shown = document.querySelector(`#${name} img`);
@@ -77,4 +77,4 @@ def test_another_image_brings_its_codes(page, coded):
     slider.press("ArrowRight")
     page.wait_for_function(SHOWN, arg=["image", before])
     page.locator("#image figcaption", has_text="image 1").wait_for()
-    assert isinstance(vae_lightning.load(coded).code_vectors, torch.Tensor)
+    assert isinstance(load_model(coded).code_vectors, torch.Tensor)

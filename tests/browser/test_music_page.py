@@ -9,6 +9,7 @@ import pytest
 import vae_lightning
 from conftest import SHOTS, explorer_on, small_run, without_errors
 from vae_lightning.data.music.datamodule import MELODIES
+from vae_lightning.runs.checkpoints import load_model
 
 PLAYS = """name => {
     const player = document.querySelector(`#${name} audio`);
@@ -124,7 +125,7 @@ def test_two_melodies_are_kept_and_morphed(page):
 
 
 def test_a_midi_file_is_dropped_and_what_is_heard_is_downloaded(page, melodies, tmp_path):
-    window = vae_lightning.load(melodies).sample(1, vae_lightning.SamplingNoise(1, 3))[0]
+    window = load_model(melodies).sample(1, vae_lightning.SamplingNoise(1, 3))[0]
     (tmp_path / "mine.mid").write_bytes(MELODIES.formats["mid"](window))
     before = source(page, "image")
     page.locator("#drop input").set_input_files(tmp_path / "mine.mid")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-import vae_lightning
 from conftest import DATA, SUBSET, typed
 from vae_lightning import Batch, MNISTDataModule
 from vae_lightning.data.download import read
+from vae_lightning.runs.checkpoints import load_model
 
 
 def encoded(checkpoint, directory, patch, *arguments):
@@ -27,7 +27,7 @@ def test_encode_writes_the_posteriors_of_a_split(trained, tmp_path, monkeypatch)
     data = MNISTDataModule(name="mnist_subset", dir=str(DATA), val_size=80)
     data.setup()
     batch = next(iter(data.split("val")))
-    posterior = vae_lightning.load(trained).posterior(batch)
+    posterior = load_model(trained).posterior(batch)
     with np.load(directory / "posteriors.npz") as written:
         assert np.array_equal(written["index"], batch.indices.numpy())
         assert np.array_equal(written["label"], batch.y.numpy())
@@ -59,7 +59,7 @@ def test_encode_reads_ones_own_pictures_in_the_order_of_their_names(
 ):
     folder, images = own_digits
     directory = encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
-    expected = vae_lightning.load(trained).posterior(Batch(images[[1, 2, 0]].float() / 255))
+    expected = load_model(trained).posterior(Batch(images[[1, 2, 0]].float() / 255))
     with np.load(directory / "posteriors.npz") as written:
         assert written["name"].tolist() == ["a.png", "b.png", "c.png"]
         assert np.allclose(written["loc"], expected.loc.numpy(), rtol=1e-5, atol=1e-6)
@@ -101,7 +101,7 @@ def test_pictures_of_any_size_and_colour_are_brought_to_the_model_s_form_and_sta
     directory = encoded(trained, tmp_path, monkeypatch, f"images='{folder}'")
     assert "dark on bright, so they are inverted" in "".join(capsys.readouterr())
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
-    expected = vae_lightning.load(trained).posterior(Batch(images[[1, 2, 0]].float() / 255))
+    expected = load_model(trained).posterior(Batch(images[[1, 2, 0]].float() / 255))
     with np.load(directory / "posteriors.npz") as written:
         assert np.allclose(written["loc"], expected.loc.numpy(), atol=0.5)
 
@@ -122,7 +122,7 @@ def test_a_conditional_model_encodes_pictures_of_a_label_that_is_named(
         encoded(conditional, tmp_path, monkeypatch, f"images='{folder}'")
     directory = encoded(conditional, tmp_path, monkeypatch, f"images='{folder}'", "label=7")
     batch = Batch(images[[1, 2, 0]].float() / 255, torch.full((3,), 7))
-    expected = vae_lightning.load(conditional).posterior(batch)
+    expected = load_model(conditional).posterior(batch)
     with np.load(directory / "posteriors.npz") as written:
         assert written["label"].tolist() == [7, 7, 7]
         assert np.allclose(written["loc"], expected.loc.numpy(), rtol=1e-5, atol=1e-6)

@@ -7,11 +7,11 @@ import re
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import vae_lightning
 from conftest import DATA, evaluated, train_in, typed
 from vae_lightning import MNISTDataModule
 from vae_lightning.models.noise import EvaluationNoise
 from vae_lightning.models.vae.objectives import log_ratio
+from vae_lightning.runs.checkpoints import load_model
 
 
 @pytest.mark.parametrize("eval_batch_size", [7, 200])
@@ -90,7 +90,7 @@ def test_evaluate_measures_what_the_latents_know_and_how_samples_look(
     assert 0 < figures["test/mutual_information"] <= figures["test/log_examples"]
     assert figures["test/log_examples"] == pytest.approx(math.log(200))
     # Hoffman & Johnson's identity: their sum is the mean KL, by the same sample for each image.
-    vae = vae_lightning.load(trained)
+    vae = load_model(trained)
     data = MNISTDataModule(name="mnist_subset", dir=str(DATA), val_size=80)
     data.setup()
     batch = next(iter(data.split("test")))

@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-import vae_lightning
 from conftest import typed
 from vae_lightning import SamplingNoise
-from vae_lightning.runs.checkpoints import find_checkpoint
+from vae_lightning.runs.checkpoints import find_checkpoint, load_model
 
 
 def pixels(file):
@@ -36,7 +35,7 @@ def test_sample_writes_the_models_own_samples(trained, tmp_path, monkeypatch):
     [written] = tmp_path.glob("outputs/sample/*/samples.png")
     drawn = pixels(written)
     assert drawn.shape == (2 * 58 + 2, 2 * 58 + 2)
-    expected = vae_lightning.load(trained).sample(4, SamplingNoise(4, 7))
+    expected = load_model(trained).sample(4, SamplingNoise(4, 7))
     agree(first_of(drawn), expected[0, 0])
 
 
@@ -48,7 +47,7 @@ def test_samples_come_in_the_form_that_is_asked_for(trained, tmp_path, monkeypat
         return max(tmp_path.glob("outputs/sample/*"), key=lambda path: path.stat().st_mtime_ns)
 
     noise = SamplingNoise(12, 0)
-    expected = vae_lightning.load(trained).sample(12, noise, temperature=0.5)
+    expected = load_model(trained).sample(12, noise, temperature=0.5)
     array = np.load(sampled("form=npy", "temperature=0.5") / "samples.npy")
     tensor = torch.load(sampled("form=pt", "temperature=0.5") / "samples.pt", weights_only=True)
     assert array.dtype == np.float32
@@ -66,7 +65,7 @@ def test_samples_come_in_the_form_that_is_asked_for(trained, tmp_path, monkeypat
 
 
 def test_at_temperature_zero_all_samples_are_the_priors_mean(trained):
-    vae = vae_lightning.load(trained)
+    vae = load_model(trained)
     mean = vae.likelihood(vae.prior().loc).mean
     samples = vae.sample(3, SamplingNoise(3), temperature=0.0)
     torch.testing.assert_close(samples, mean.expand(3, -1, -1, -1))
@@ -76,7 +75,7 @@ def test_a_conditional_model_draws_the_label_that_is_asked_for(conditional, tmp_
     arguments = [f"checkpoint={conditional}", "count=4", "label=7"]
     typed("sample", *arguments, directory=tmp_path, patch=monkeypatch)
     [written] = tmp_path.glob("outputs/sample/*/samples.png")
-    vae = vae_lightning.load(conditional)
+    vae = load_model(conditional)
     sevens = vae.sample(4, SamplingNoise(4, 0), torch.full((4,), 7))
     agree(first_of(pixels(written)), sevens[0, 0])
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import vae_lightning
 from conftest import DATA, SUBSET, build_vae, typed
 from vae_lightning.evaluation.classifier import WEIGHTS, load_classifier
 from vae_lightning.evaluation.sample_quality import (
@@ -13,6 +12,7 @@ from vae_lightning.evaluation.sample_quality import (
     precision_and_recall,
     sample_quality,
 )
+from vae_lightning.runs.checkpoints import load_model
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,7 @@ def test_samples_come_nearer_to_the_data_as_a_model_trains(subset, tmp_path, mon
     torch.manual_seed(1)
     test, train = images(subset, "test"), subset.grey("train", 200)
     before, after = (
-        sample_quality(model.eval(), test, train)
-        for model in (build_vae(), vae_lightning.load(directory))
+        sample_quality(model.eval(), test, train) for model in (build_vae(), load_model(directory))
     )
     assert after["frechet_distance"] < 0.7 * before["frechet_distance"]
     assert after["frechet_distance_floor"] < after["frechet_distance"]

@@ -9,13 +9,13 @@ import onnxruntime
 import pytest
 import torch
 
-import vae_lightning
 from conftest import build_vae, typed
 from exports import FILES, exported_run
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.exporting import programs
 from vae_lightning.models import likelihoods
 from vae_lightning.models.vae.networks import MeanDecoder
+from vae_lightning.runs.checkpoints import load_model
 
 
 @pytest.fixture(params=["plain", "conditional"])
@@ -25,7 +25,7 @@ def exported(request, trained, tmp_path_factory):
 
 def expected(run, subset, size):
     """Return digits, their labels if the model takes any, and the model's loc, scale and images."""
-    model = vae_lightning.load(run)
+    model = load_model(run)
     batch = next(iter(subset.split("test"))).take(torch.arange(size))
     batch = batch if model.num_classes else batch._replace(y=None)
     posterior, labels = model.posterior(batch), [] if batch.y is None else [batch.y]
@@ -88,7 +88,7 @@ def test_onnx_files_stand_alone_and_name_their_inputs_and_outputs(exported):
     assert (
         len({(directory / name).stat().st_mode for name in found - {".hydra"}}) == 1
     )  # others may read all or none
-    model = vae_lightning.load(run)
+    model = load_model(run)
     labels = [("y", ["batch"])] if model.num_classes else []
     [dims] = model.prior().event_shape
     shapes = {

@@ -10,13 +10,13 @@ import torch
 import yaml
 from markdown import markdown as rendered
 
-import vae_lightning
 from conftest import typed
 from exports import FILES, export, exported_run
 from vae_lightning.configuration.quoting import markdown
 from vae_lightning.data.catalogue import DATASETS
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.exporting import model_card
+from vae_lightning.runs.checkpoints import load_model
 from vae_lightning.runs.trained import Trained
 
 
@@ -39,7 +39,7 @@ def test_what_the_card_shows_runs_and_rebuilds_the_model(exported, monkeypatch):
         assert not (images[0] == images[1]).all()
         codes = names.get("code", names)
         assert len(codes["loc"]) == len(codes["scale"]) == 16
-    weights = vae_lightning.load(run).state_dict()
+    weights = load_model(run).state_dict()
     rebuilt = names["model"].state_dict()
     assert weights.keys() == rebuilt.keys()
     assert all(torch.equal(weights[name], rebuilt[name]) for name in weights)

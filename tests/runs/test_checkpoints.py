@@ -29,6 +29,7 @@ from vae_lightning.runs.checkpoints import (
     find_checkpoint,
     is_verified,
     keep,
+    load_model,
     newest_whole,
     read,
     steps,
@@ -49,7 +50,7 @@ def data_settings(file):
 
 def test_a_model_needs_nothing_but_the_file(trained, tmp_path):
     file = Path(shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "model.ckpt"))
-    vae = vae_lightning.load(file)
+    vae = load_model(file)
     assert vae.latent_dim == 3
     content = torch.load(file, weights_only=True)
     weights = {f"model.{name}": weight for name, weight in vae.state_dict().items()}
@@ -62,7 +63,7 @@ def test_a_model_needs_nothing_but_the_file(trained, tmp_path):
 
 
 def test_a_notebook_loads_the_model_in_one_line(trained):
-    vae = vae_lightning.load(trained)
+    vae = load_model(trained)
     assert not vae.training
     samples = vae.sample(2, SamplingNoise(2))
     assert samples.shape == (2, 1, 28, 28)
@@ -121,7 +122,7 @@ def test_files_that_are_no_checkpoints_of_ours_are_refused_and_run_nothing(tmp_p
         )
     else:
         file.write_bytes(b"" if content == "empty" else b"not a checkpoint")
-    for function in (vae_lightning.load, data_settings):
+    for function in (load_model, data_settings):
         message = f"checkpoint={file}: not a checkpoint of this project"
         with pytest.raises(ValueError, match=message):
             function(file)
@@ -179,7 +180,7 @@ def test_a_command_refuses_a_checkpoint_of_version_0_1_in_a_sentence(
 def test_load_refuses_a_checkpoint_of_version_0_1_in_a_sentence(tmp_path):
     file = write_earlier(tmp_path / "earlier.ckpt")
     with pytest.raises(ConfigurationError) as error:
-        vae_lightning.load(file)
+        load_model(file)
     assert str(error.value) == f"checkpoint={file}: {READ_BY_0_1}"
 
 

@@ -10,12 +10,11 @@ import shutil
 import pytest
 import torch
 
-import vae_lightning
 from chaos.runs import MINIMAL, SMALL, run_of, signalled, train
 from conftest import typed
 from vae_lightning import VAE
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.runs.checkpoints import data_of, file_of_step, read
+from vae_lightning.runs.checkpoints import data_of, file_of_step, load_model, read
 
 STEP = 5
 SHORT = [
@@ -152,7 +151,7 @@ def test_whatever_is_wrong_with_a_field_a_model_is_loaded_or_refused_in_a_line(s
     cases = [(place, wrong) for place in used for wrong in WRONG]
     for place, wrong in random.Random(1).sample(cases, 300):
         write(changed(good, place, WRONG[wrong]), file)
-        for function in (vae_lightning.load, lambda file: data_of(file, read(file))):
+        for function in (load_model, lambda file: data_of(file, read(file))):
             told = error_of(function, file)
             assert told.isprintable()
             refused |= {place[0]} if told else set()
@@ -184,7 +183,7 @@ def test_a_spec_of_no_data_is_refused_when_a_model_is_loaded(stopped, tmp_path, 
     file = tmp_path / "model.ckpt"
     write(changed(stopped[1], ("hyper_parameters", "model", "data", field), value), file)
     with pytest.raises(ConfigurationError, match="not a checkpoint of this project, or damaged"):
-        vae_lightning.load(file)
+        load_model(file)
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -215,7 +214,7 @@ def test_a_file_does_not_make_a_model_take_more_memory_than_the_file(
 
     monkeypatch.setattr(VAE, "__init__", noted)
     with pytest.raises(ConfigurationError, match="not a checkpoint of this project"):
-        vae_lightning.load(tmp_path / "model.ckpt")
+        load_model(tmp_path / "model.ckpt")
     assert devices == {"meta"}
 
 

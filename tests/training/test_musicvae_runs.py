@@ -19,6 +19,7 @@ from conftest import run, typed
 from vae_lightning.data.music.datamodule import MELODIES
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.evaluation.music import Markov
+from vae_lightning.runs.checkpoints import load_model
 from vae_lightning.training.callbacks.latents import LatentUse
 
 pytest.importorskip("mido")
@@ -128,7 +129,7 @@ def test_samples_are_written_as_scores_sounds_and_pictures(melodies, tmp_path, m
     files = sorted(tmp_path.glob("outputs/sample/*/samples/*"))
     assert [file.suffix for file in files] == [f".{'mid' if form == 'files' else form}"] * 3
     if form in ("mid", "files"):
-        drawn = vae_lightning.load(str(melodies)).sample(
+        drawn = load_model(str(melodies)).sample(
             3, vae_lightning.SamplingNoise(3, 0), temperature=0.5
         )
         windows, _ = MELODIES.read(files[0].parent, (32, 1))

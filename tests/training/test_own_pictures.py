@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-import vae_lightning
 from conftest import SUBSET, train_in, typed
 from vae_lightning.data.batches import Batches
 from vae_lightning.data.folder import FolderDataModule
 from vae_lightning.models.noise import EvaluationNoise
 from vae_lightning.runs import checkpoints
+from vae_lightning.runs.checkpoints import load_model
 
 COLOURS = {"blue": (20, 40, 220), "red": (230, 30, 20)}
 FAST = ("callbacks=minimal", "logger=none")
@@ -118,7 +118,7 @@ def test_a_run_of_pictures_is_resumed_bitwise(pictures, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         line = (f"resume='{part}'", "trainer.max_epochs=3")
         typed("train", *line, directory=tmp_path, patch=patch)
-    one, other = (vae_lightning.load(each / "checkpoints" / "last.ckpt") for each in (whole, part))
+    one, other = (load_model(each / "checkpoints" / "last.ckpt") for each in (whole, part))
     assert all(map(torch.equal, one.parameters(), other.parameters()))
 
 
@@ -139,7 +139,7 @@ def test_a_new_run_begins_with_the_weights_of_another(trained, tmp_path, monkeyp
     run = train_in(tmp_path, *begun, "model.initial_mean=true", "trainer.max_epochs=1")
     content = checkpoints.read(checkpoints.find_checkpoint(run))
     assert content["hyper_parameters"]["init"]["run"] == str(trained)
-    one, other = (vae_lightning.load(each) for each in (trained, run))
+    one, other = (load_model(each) for each in (trained, run))
     assert all(map(torch.allclose, one.parameters(), other.parameters()))
 
 
@@ -171,7 +171,7 @@ def test_encode_writes_the_bound_of_each_example(coloured, pictures, tmp_path, m
     data.setup()
     batches: Batches = data.split("train")
     batch = next(iter(batches))
-    model = vae_lightning.load(coloured)
+    model = load_model(coloured)
     with torch.inference_mode():
         expected = model.measure(batch, EvaluationNoise(batch.indices))
     for name in ("elbo", "log_likelihood", "kl"):

@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-import vae_lightning
 from conftest import SUBSET, evaluated, train_in, typed
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import target_of
 from vae_lightning.models.prior.model import Prior
+from vae_lightning.runs.checkpoints import load_model
 from vae_lightning.training import stages
 
 VQVAE = ("model=vqvae", "model.codes=8", "model.channels=[4,6]", "model.residual_channels=4")
@@ -124,7 +124,7 @@ def test_lines_that_mean_nothing_are_refused(tmp_path, monkeypatch, arguments, m
 def test_a_first_run_that_was_trained_anew_is_refused(first, tmp_path, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(first, other, symlinks=True)
-    model = vae_lightning.load(other)
+    model = load_model(other)
     described = {"run": str(other), "step": 12, "sha256": "0" * 64}
     settings = {"target": target_of(type(model)), "settings": model.settings, **described}
     prior = Prior(model.data, settings, width=8, layers=1, heads=2)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-import vae_lightning
 from conftest import SUBSET, train_in, typed
 from small_sets import make
 from vae_lightning.models.base import Batch
+from vae_lightning.runs.checkpoints import load_model
 from vae_lightning.visualization import explorer_page
 from vae_lightning.visualization.drawings import Encoded
 from vae_lightning.visualization.explorer import explore, most_active, nearest
@@ -22,12 +22,12 @@ from vae_lightning.visualization.explorer import explore, most_active, nearest
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory):
     settings = ["trainer.max_epochs=1", "model=conditional", "model.latent_dim=2"]
-    return vae_lightning.load(train_in(tmp_path_factory.mktemp("conditional"), *settings))
+    return load_model(train_in(tmp_path_factory.mktemp("conditional"), *settings))
 
 
 def test_a_model_of_black_and_white_images_gets_a_black_and_white_drawing(trained, subset):
     data = make(binarization="static")
-    explorer = explore(vae_lightning.load(trained), data, data.split("test"))
+    explorer = explore(load_model(trained), data, data.split("test"))
     drawing = next(iter(subset.split("test"))).x[0, 0]
     assert explorer.takes_drawings
     assert explorer.take(drawing).unique().tolist() == [0, 1]
@@ -35,13 +35,13 @@ def test_a_model_of_black_and_white_images_gets_a_black_and_white_drawing(traine
 
 
 def test_a_model_of_grey_images_gets_the_drawing_in_grey(trained, subset):
-    explorer = explore(vae_lightning.load(trained), subset, subset.split("test"))
+    explorer = explore(load_model(trained), subset, subset.split("test"))
     drawing = next(iter(subset.split("test"))).x[0]
     assert torch.equal(explorer.take(drawing[0]), drawing)
 
 
 def test_the_nearest_point_is_the_one_that_was_clicked(trained, subset):
-    explorer = explore(vae_lightning.load(trained), subset, subset.split("test"))
+    explorer = explore(load_model(trained), subset, subset.split("test"))
     points = explorer.on_map(explorer.seen.point)
     assert points.shape == (200, 2)
     assert points.abs().max() < explorer.reach
@@ -58,7 +58,7 @@ def test_sliders_are_for_the_latents_with_the_most_nats():
 
 
 def test_a_place_on_the_map_decodes_to_the_images_reconstruction(trained, subset):
-    model = vae_lightning.load(trained)
+    model = load_model(trained)
     explorer = explore(model, subset, subset.split("test"))
     image = explorer.seen.x[5]
     torch.testing.assert_close(

@@ -24,6 +24,7 @@ TARGETS = frozenset(
         "vae_lightning.data.arrays.ArraysDataModule",
         "vae_lightning.data.cifar10.CIFAR10",
         "vae_lightning.data.folder.FolderDataModule",
+        "vae_lightning.data.given.GivenData",
         "vae_lightning.data.mnist.MNISTDataModule",
         "vae_lightning.data.music.datamodule.Chorales",
         "vae_lightning.data.music.datamodule.JSBChorales",

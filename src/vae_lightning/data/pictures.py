@@ -124,8 +124,17 @@ def read_picture(file: Path, form: Form) -> Tensor:
     Raises:
         ValueError: it is no picture, damaged or too large.
     """
+    _, height, width = form.shape
+    return _brought_to(_open(file, form.background, (2 * width, 2 * height)), form)
+
+
+def fitted(picture: Image.Image, form: Form) -> Tensor:
+    """Bring a picture that is open to a form: ``[C, H, W]``, uint8."""
+    return _brought_to(_eight_bits(ImageOps.exif_transpose(picture), form.background), form)
+
+
+def _brought_to(picture: Image.Image, form: Form) -> Tensor:
     channels, height, width = form.shape
-    picture = _open(file, form.background, (2 * width, 2 * height))
     picture = picture.convert("L" if channels == 1 else "RGB")
     size, resample = (width, height), Image.Resampling.BICUBIC
     if picture.size != size and form.fit == "crop":

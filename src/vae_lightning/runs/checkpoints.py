@@ -497,7 +497,7 @@ def _checkpoint_of(run: Path) -> Path | None:
 # -- loading ------------------------------------------------------------------------------------
 
 
-def load(path: str | Path) -> Model:
+def load_model(path: str | Path) -> Model:
     """Load a trained model for use, in evaluation mode and on the CPU.
 
     Args:

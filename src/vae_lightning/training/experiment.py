@@ -65,8 +65,13 @@ class Experiment:
     mirror: mirror.Mirror | None
 
 
-def build(config: DictConfig) -> Experiment:
+def build(config: DictConfig, given: Any = None, model: Model | None = None) -> Experiment:
     """Build the parts of a training configuration, read the data, make or take the run directory.
+
+    Args:
+        config: the configuration.
+        given: images in Python, in place of files.
+        model: a model in Python, in place of ``config.model``.
 
     Raises:
         ConfigurationError: a part refuses its values, and no directory has been made then; or there
@@ -80,11 +85,11 @@ def build(config: DictConfig) -> Experiment:
     seed = require("seed", config.seed, Seed)
     stages.resolve(config)
     optimization = build_part("optimizer", Optimization, config.optimizer)
-    sketch, data = build_sketch(config, seed)
+    sketch, data = build_sketch(config, seed, given, model)
     if data.is_sized:
         refuse_too_large(sketch, data)
     lightning.seed_everything(seed, verbose=False)
-    model = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
+    model = model or build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
     origin: dict[str, Any] = {}
     is_new = config.resume is None or not has_begun(Path(config.resume))
     if is_new:
@@ -175,13 +180,21 @@ def build(config: DictConfig) -> Experiment:
     )
 
 
-def build_sketch(config: DictConfig, seed: int) -> tuple[Model, DataModule]:
+def build_sketch(
+    config: DictConfig, seed: int, given: Any = None, model: Model | None = None
+) -> tuple[Model, DataModule]:
     """Build the data module, which reads nothing yet, and the model without memory for its weights.
 
     Raises:
         ConfigurationError: a part refuses its values, or the two don't go together.
     """
-    data = build_part("data", DataModule, config.data, seed=seed)  # type: ignore[type-abstract]
+    # In a tuple: Lightning compares the arguments of a data module by ==.
+    others = {} if given is None else {"given": (given,)}
+    data = build_part("data", DataModule, config.data, seed=seed, **others)  # type: ignore[type-abstract]
+    if model is not None:
+        if model.data != data.spec:
+            raise ConfigurationError(f"model: is of {model.data}, and the data is {data.spec}")
+        return model, data
     with torch.device("meta"):
         sketch = build_part("model", Model, config.model, data=data.spec)  # type: ignore[type-abstract]
     return sketch, data
