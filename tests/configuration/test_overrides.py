@@ -200,6 +200,8 @@ COMMAND = re.compile(r"python -m vae_lightning\.(\w+)([^#\n`]*)")
 
 COMPANIONS = {
     "data.dequantize=true": "model.likelihood=gaussian",
+    "data.file": "data=arrays",
+    "data.val_share": "data=folder",
     "data=melodies": "model=musicvae",
     "data=chorales": "model=musicvae",
     "data=jsb_chorales": "model=musicvae",
@@ -207,6 +209,12 @@ COMPANIONS = {
     "model.kl_schedule": "model.kl_schedule_steps=10",
 }
 """What an override needs beside it."""
+
+OWN = ("--config-dir", "allow=", "fit(")
+"""What shows that a line names classes or objects of the user's own."""
+
+FILES = {"data=folder", "data=arrays", "experiment=pictures"}
+"""What asks for files of the user's own, which aren't here."""
 
 ELSEWHERE = {"data.limit_test": "evaluate"}
 """The command of a key that train doesn't have."""
@@ -242,8 +250,8 @@ def documented():
                 )
                 if key.startswith("model"):
                     root = "train"  # also where a page says how a checkpoint was trained
-                if override == "experiment=null" or "--config-dir" in line:
-                    continue  # the command takes the first off; the second is the user's own
+                if override == "experiment=null" or any(each in line for each in OWN):
+                    continue  # the command takes the first off; the others are the user's own
                 for value in choices:
                     beside = beside if root == "train" else []
                     found.setdefault((root, f"{key}{equals}{value}"), beside)
@@ -271,7 +279,9 @@ def test_a_documented_override_is_accepted(command, override, beside):
     composed = compose(command, *beside, *filter(None, (needed,)), override)
     other_machines = ("trainer.accelerator=gpu", "trainer.devices=", "trainer.num_nodes=")
     of_a_run = ("model=prior", "experiment=prior", "data=codes", "data.run=")  # which isn't here
-    if command == "train" and not override.startswith((*other_machines, *of_a_run)):
+    asks_for_files = FILES & {override, needed, *beside}
+    skipped = override.startswith((*other_machines, *of_a_run)) or asks_for_files
+    if command == "train" and not skipped:
         config = OmegaConf.create(OmegaConf.to_container(composed))
         config.logger = {}
         # Without the paths of a run.

@@ -240,6 +240,16 @@ def test_a_length_that_was_edited_is_refused_where_a_schedule_depends_on_it(tmp_
 EARLY = ["callbacks.early_stopping.min_delta=1000", "trainer.max_epochs=4"]
 
 
+def test_the_preset_ends_a_run_early_and_several_loggers_log_it(tmp_path):
+    several = ("callbacks.early_stopping.patience=1", "logger=[tensorboard,csv]")
+    run = trained(tmp_path, *SMALL, *EARLY, "+callbacks=early_stopping", *several)
+    assert "Ended early, in epoch 2: " in (run / "train.log").read_text()
+    assert list(run.glob("tensorboard/events*"))
+    assert "val/elbo" in (run / "csv" / "metrics.csv").read_text()
+    stored = OmegaConf.load(run / ".hydra" / "config.yaml").callbacks
+    assert {"early_stopping", "reconstructions", "last"} <= set(stored)
+
+
 @pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_with_more_patience(tmp_path, capsys):
     arguments = [*SHORT, *EARLY]

@@ -214,6 +214,8 @@ def _as_meant(name: str, typed: str, multirun: bool) -> str:
         ConfigurationError: a path is empty.
     """
     prefix, key, value = _parts(typed)
+    if key == "callbacks" and prefix == "+" and re.fullmatch(r"\w+", value or ""):
+        return f"callbacks=[default,{value}]"  # in addition to those of a run
     if key in groups_of(name):
         return f"{key}={value}" if prefix in ("+", "++") else typed
     if prefix == "~" or not takes_path(key) or value is None:

@@ -9,6 +9,7 @@ from vae_lightning.errors import ConfigurationError
 TARGETS = frozenset(
     {
         "lightning.Trainer",
+        "lightning.pytorch.callbacks.DeviceStatsMonitor",
         "lightning.pytorch.callbacks.EarlyStopping",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
