@@ -36,6 +36,7 @@ TARGETS = frozenset(
         "vae_lightning.models.vqvae.model.VQVAE",
         "vae_lightning.runs.loggers.RunCSVLogger",
         "vae_lightning.runs.loggers.RunLogger",
+        "vae_lightning.runs.loggers.RunWandbLogger",
         "vae_lightning.training.optimizers.Optimization",
     }
 )

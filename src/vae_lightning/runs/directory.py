@@ -91,7 +91,8 @@ def _identity(directory: Path) -> tuple[int, int]:
 def refuse_links(directory: Path, key: str) -> None:
     """Refuse a directory from which a write could reach another place.
 
-    Links are refused, but ``best.ckpt`` and ``last.ckpt`` that name a file beside them; so is
+    Links are refused, but ``best.ckpt`` and ``last.ckpt`` that name a file beside them, and what
+    Weights & Biases leaves in its own folder; so is
     whatever is neither a file nor a folder, as a pipe that a reader would wait at.
 
     Args:
@@ -106,6 +107,8 @@ def refuse_links(directory: Path, key: str) -> None:
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 name = os.path.relpath(entry.path, directory)
+                if "wandb" in Path(name).parts[:-1]:  # its own links to its logs; we write none
+                    continue
                 if entry.is_symlink():
                     place = ""
                     with suppress(FileNotFoundError):

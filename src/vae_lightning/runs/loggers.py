@@ -1,6 +1,7 @@
 """Loggers that survive a full disk: they warn once, stop writing, and let training continue."""
 
 import csv
+import importlib.util
 import io
 import logging
 import os
@@ -16,12 +17,14 @@ from typing import Any, BinaryIO
 import google_crc32c
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from omegaconf import OmegaConf
+from pydantic import ConfigDict, validate_call
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
+from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files
 
 log = logging.getLogger(__name__)
@@ -331,3 +334,68 @@ class RunCSVLogger(CSVLogger):
         if self._experiment is None:
             self._experiment = RowWriter(self.log_dir, self.purge_step)
         return self._experiment  # type: ignore[return-value]
+
+
+# -- Weights & Biases --------------------------------------------------------------------------
+
+
+class RunWandbLogger(WandbLogger):
+    """Lightning's logger for Weights & Biases, in the run directory."""
+
+    @validate_call(config=ConfigDict(strict=True))
+    def __init__(
+        self,
+        save_dir: str,
+        project: str = "vae-lightning",
+        name: str | None = None,
+        offline: bool = False,
+    ) -> None:
+        """Choose where figures and pictures go; a run that is resumed is another one there.
+
+        Args:
+            save_dir: the run directory.
+            project: of the account that ``wandb login`` has chosen.
+            name: of the run there; by default wandb makes one up.
+            offline: write into the run directory only, for ``wandb sync``.
+
+        Raises:
+            ConfigurationError: wandb is missing, or not logged in.
+        """
+        if importlib.util.find_spec("wandb") is None:
+            raise ConfigurationError("wandb is missing: pip install 'vae-lightning[wandb]'")
+        import wandb
+
+        is_offline = offline or os.environ.get("WANDB_MODE") in ("offline", "disabled")
+        if not (is_offline or wandb.login(prompt=False)):
+            raise ConfigurationError(
+                "logger.wandb: not logged in; type wandb login first, or logger.wandb.offline=true"
+            )
+        settings = wandb.Settings(symlink=False)  # a run directory with links isn't resumed
+        super().__init__(
+            name=name, save_dir=save_dir, offline=offline, project=project, settings=settings
+        )
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """End the run there, so that the next one of this process is another."""
+        if self._experiment is not None:
+            self._experiment.finish()
+            self._experiment = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run there.
+
+        Raises:
+            ConfigurationError: it can't be begun.
+        """
+        if self._experiment is None:
+            Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
+        try:
+            return super().experiment
+        except Exception as error:  # wandb's own errors derive from Exception alone
+            problem = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ConfigurationError(
+                f"logger.wandb: {problem[:200]}; type logger.wandb.offline=true to log here only"
+            ) from error

@@ -18,6 +18,7 @@ from vae_lightning.models.base import CodePrior, Model
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoints import read, steps
 from vae_lightning.runs.directory import remove
+from vae_lightning.runs.loggers import RunWandbLogger
 from vae_lightning.runs.metrics_file import unit, write_metrics
 from vae_lightning.runs.mirror import PATIENCE
 from vae_lightning.training import processes
@@ -142,6 +143,9 @@ def ending(parts: Experiment) -> Iterator[None]:
                     log.warning(error)
         raise
     finally:
+        for logger in parts.trainer.loggers:
+            if isinstance(logger, RunWandbLogger):
+                logger.finish()
         if parts.lock is not None:
             parts.lock.release()
 

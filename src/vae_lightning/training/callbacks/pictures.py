@@ -1,5 +1,6 @@
 """Pictures during training, in TensorBoard and as PNG files, comparable over epochs and runs."""
 
+import io
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Annotated, Literal
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, validate_call
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
@@ -66,6 +68,10 @@ class Picture(Look):
                 summary = Summary(value=[Summary.Value(tag=f"images/{self.name}", image=image)])
                 file_writer = logger.experiment._get_file_writer()
                 file_writer.add_summary(summary, trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                with Image.open(io.BytesIO(content)) as opened:
+                    images = [opened.convert("RGB")]
+                logger.log_image(f"images/{self.name}", images, trainer.global_step)
         self.play(trainer, model)
 
     def play(self, trainer: Trainer, model: Model) -> None:
