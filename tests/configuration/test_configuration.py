@@ -63,6 +63,7 @@ def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
     assert set(targets(compose())) <= TARGETS
     others = (
         "logger=csv",
+        "logger=wandb",
         "model=vqvae",
         "model=prior",
         "model=musicvae",

@@ -201,6 +201,7 @@ COMMAND = re.compile(r"python -m vae_lightning\.(\w+)([^#\n`]*)")
 COMPANIONS = {
     "data.dequantize=true": "model.likelihood=gaussian",
     "data.file": "data=arrays",
+    "logger.wandb.offline=true": "logger=wandb",
     "data.val_share": "data=folder",
     "data=melodies": "model=musicvae",
     "data=chorales": "model=musicvae",
