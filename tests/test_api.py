@@ -85,6 +85,8 @@ def test_a_colour_model_takes_channels_first_and_last():
         (torch.full((28, 28), float("nan")), "values from nan to nan"),
         (torch.zeros(28, 28, dtype=torch.int64), "numbers of type torch.int64"),
         ([], "no images"),
+        (None, "no images, but a NoneType"),
+        ([torch.zeros(28, 28), torch.zeros(8, 8)], "images of several shapes"),
         (torch.zeros(0, 1, 28, 28), "values of no pixel"),
     ],
 )
@@ -190,6 +192,36 @@ def test_a_model_of_ones_own_is_trained_and_not_resumed(here):
     with pytest.raises(ConfigurationError, match=r"model\._target_ is") as raised:
         vl.fit(f"resume={run.directory}", "trainer.max_epochs=2", data=x)
     assert len(str(raised.value).splitlines()) == 1
+    assert all(weight.requires_grad for weight in model.parameters())
+    again = OwnVAE(DataSpec((1, 10, 12), "unit"), latent_dim=2)
+    longer = vl.fit(f"resume={run.directory}", "trainer.max_epochs=2", data=x, model=again)
+    assert longer.directory == run.directory
+    with pytest.raises(ConfigurationError, match="if test_api is a package of your own"):
+        vl.load(run.directory)
+    loaded = vl.load(run.directory, allow=["test_api"])
+    assert torch.equal(loaded.sample(2), longer.model.sample(2))
+    assert vl.fit(*SMALL[1:], data=x, model=model).model.model is model
+
+
+def test_a_run_of_the_command_line_is_gone_on_with(here):
+    run = vl.fit(*SUBSET, *SMALL)
+    longer = vl.fit(f"resume={run.directory}", "trainer.max_epochs=2")
+    assert longer.directory == run.directory
+    with pytest.raises(ConfigurationError, match="is finished"):
+        vl.fit(f"resume={run.directory}")
+
+
+def test_pictures_are_read_as_those_that_the_model_was_trained_on():
+    model = build_vae(DataSpec((1, 8, 8), "unit"), latent_dim=2)
+    picture = Image.new("L", (16, 8), 250)
+    inverted = vl.TrainedModel(model, {"invert": True, "fit": "pad"})
+    torch.testing.assert_close(
+        inverted.encode(picture).loc,
+        model.posterior(Batch(torch.full((1, 1, 8, 8), 0.0))).loc,
+        atol=0.2,
+        rtol=1,
+    )
+    assert not torch.equal(inverted.encode(picture).loc, vl.TrainedModel(model).encode(picture).loc)
 
 
 def test_a_model_of_other_data_is_refused(here):
@@ -203,6 +235,8 @@ def test_a_model_of_other_data_is_refused(here):
         (["model.latent_dim=x"], "model.latent_dim=x: must be a valid integer"),
         (["model.latnet_dim=2"], "did you mean model.latent_dim"),
         (["data=given"], "only in Python, by vae_lightning.fit"),
+        (["nonsense"], "'nonsense': not a setting; type key=value"),
+        (["model.latent_dim=2,3"], "a list is typed as"),
         (["--multirun", "seed=1,2"], "from Python, call fit once for each job"),
     ],
 )
@@ -210,6 +244,13 @@ def test_a_mistake_is_an_exception_and_leaves_nothing_behind(here, overrides, me
     with pytest.raises(ValueError, match=message):
         vl.fit(*overrides)
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("data", ["mnist", {"x": 1}, iter([]), [(torch.zeros(8, 8), -1)] * 40])
+def test_data_of_another_kind_is_one_line(here, data):
+    with pytest.raises(ConfigurationError, match=r"^data: ") as raised:
+        vl.fit(*SMALL, data=data)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.slow

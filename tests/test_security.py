@@ -772,7 +772,7 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%EOF
 """
 PICTURES = {
-    "bomb.png": (png(60_000, 60_000), "is no picture, or damaged"),
+    "bomb.png": (png(60_000, 60_000), "has more than 67,108,864 pixels"),
     "large.png": (png(9_000, 9_000), "has more than 67,108,864 pixels"),
     "nothing.png": (png(0, 28), "is no picture, or damaged"),
     "cut.png": (png(28, 28)[:-30], "is no picture, or damaged"),

@@ -2,19 +2,24 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor
 
+from vae_lightning.configuration import targets
 from vae_lightning.data.given import as_images
+from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Autoencoder, Batch, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
 
@@ -42,11 +47,12 @@ class TrainedModel:
 
     Attributes:
         model: the model itself, in evaluation mode; its methods take ``Batch`` and ``Noise``.
+        settings: of the data that it was trained on, by which PIL pictures are read.
     """
 
-    def __init__(self, model: Model) -> None:
-        """Take a model."""
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: Model, settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Take a model, and the settings of its data."""
+        self.model, self.settings = model.eval(), settings
 
     def __repr__(self) -> str:
         """Return what the model is, in a few words."""
@@ -113,6 +119,8 @@ class TrainedModel:
         Raises:
             ValueError: a label isn't known, or there are none.
         """
+        if not isinstance(n, int) or n < 1 or not temperature >= 0:
+            raise ValueError(f"n={n}, temperature={temperature}: give n from 1, temperature from 0")
         y = None if label is None else self._labels(label, n)
         with torch.no_grad():
             return self.model.sample(n, SamplingNoise(n, seed), y, temperature)
@@ -130,7 +138,7 @@ class TrainedModel:
             if tuple(x.shape[1:]) != data.shape or x.is_floating_point():
                 raise ValueError(f"tokens are whole numbers [N, {', '.join(map(str, data.shape))}]")
         else:
-            x = as_images(images, data.shape)
+            x = as_images(images, data.shape, self.settings)
         return self.model.take(Batch(x, self._labels(label, len(x)), torch.arange(len(x))))
 
     def _labels(self, label: int | Sequence[int] | None, n: int) -> Tensor | None:
@@ -141,10 +149,15 @@ class TrainedModel:
             return None
         if label is None:
             raise ValueError(f"this model is conditional: give label=0 to label={classes - 1}")
-        y = torch.as_tensor(label).long().expand(n) if np.ndim(label) == 0 else torch.tensor(label)
-        if len(y) != n or y.min() < 0 or y.max() >= classes:
+        try:
+            given = torch.from_numpy(np.array(label))
+        except TypeError as error:
+            raise ValueError(f"label={label}: give one of 0 to {classes - 1}") from error
+        y = given.expand(n) if given.ndim == 0 else given
+        whole = y.dtype in (torch.int64, torch.int32, torch.uint8) and y.ndim == 1
+        if not whole or len(y) != n or y.min() < 0 or y.max() >= classes:
             raise ValueError(f"label={label}: give one of 0 to {classes - 1}, or {n} of them")
-        return y
+        return y.long()
 
 
 @dataclass(frozen=True)
@@ -162,19 +175,29 @@ class Run:
     directory: Path
 
 
-def load(path: str | Path) -> TrainedModel:
+def load(path: str | Path, allow: Sequence[str] = ()) -> TrainedModel:
     """Load a trained model.
 
     Args:
         path: a run directory or a checkpoint file.
+        allow: packages of your own whose classes it may name; ``["__main__"]`` for those of this
+            script or notebook.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
         ConfigurationError: the file is damaged, or not a checkpoint of this project; a ValueError.
     """
-    from vae_lightning.runs.checkpoints import load_model
+    from vae_lightning.runs import checkpoints
 
-    return TrainedModel(load_model(path))
+    before = targets.allowed()
+    targets.allow(allow)
+    try:
+        file = checkpoints.find_checkpoint(path)
+        content = checkpoints.read(file)
+        settings = checkpoints.data_of(file, content)[1]
+        return TrainedModel(checkpoints.build_model(file, content), settings)
+    finally:
+        targets.allow(before)
 
 
 def fit(*overrides: str, data: Any = None, model: Model | None = None) -> Run:
@@ -190,22 +213,37 @@ def fit(*overrides: str, data: Any = None, model: Model | None = None) -> Run:
         ConfigurationError: a value is refused; a ValueError.
     """
     from vae_lightning.cli.command import command
+    from vae_lightning.cli.messages import explain
+    from vae_lightning.runs import mirror, resume
     from vae_lightning.training import experiment
     from vae_lightning.training.run import run
 
     results: list[Run] = []
 
     def task(config: DictConfig) -> None:
-        parts = experiment.build(config, data, model)
+        with mirror.fetched(config) as address:
+            if config.resume is not None:
+                config = resume.stored_configuration(config, address)
+                if resume.is_finished(config):
+                    raise ConfigurationError(
+                        f"resume={config.resume}: is finished; vae_lightning.load takes it"
+                    )
+            parts = experiment.build(config, data, model)
         figures = run(parts)
-        trained = parts.module.model.to("cpu")
-        results.append(Run(TrainedModel(trained), figures, parts.directory))
+        trained = TrainedModel(parts.module.model.to("cpu"), parts.data.settings)
+        results.append(Run(trained, figures, parts.directory))
 
-    line = [*(["data=given"] if data is not None else []), *overrides]
-    with _typed(line):
-        command("train", no_sweep="from Python, call fit once for each job")(task)()
+    if not (model is None or isinstance(model, Model)):
+        raise ConfigurationError("model: give a Model that has been built, as VAE(spec)")
+    is_new = not any(each.startswith("resume=") for each in overrides)
+    line = [*(["data=given"] if data is not None and is_new else []), *overrides]
+    try:
+        with _typed(line):
+            command("train", no_sweep="from Python, call fit once for each job")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(explain("train", error)) from error
     if not results:
-        raise ValueError(f"{' '.join(overrides)}: nothing was trained")
+        raise ConfigurationError(f"{' '.join(overrides)}: nothing was trained")
     return results[0]
 
 

@@ -81,6 +81,23 @@ def test_subfolders_are_labels_and_those_of_splits_are_splits(tmp_path):
     assert [data.spec.class_names[y] for y in batch.y] == [name.name for name in names]
 
 
+def test_folders_beside_those_of_splits_are_refused_and_other_names_of_val_known(tmp_path):
+    for split, count in (("train", 6), ("validation", 3), ("test", 4)):
+        fill(tmp_path / split, count)
+    data = FolderDataModule(dir=str(tmp_path))
+    assert [len(each) for each in (data.train_indices, data.val_indices)] == [6, 3]
+    fill(tmp_path / "tset", 2)
+    with pytest.raises(ValueError, match="tset beside the splits train, val, test"):
+        FolderDataModule(dir=str(tmp_path))
+
+
+def test_a_run_directory_in_the_folder_is_left_out(tmp_path):
+    folder = fill(tmp_path / "mine", 20)
+    fill(folder / "outputs" / "train" / "a" / "images", 3)
+    (folder / "outputs" / "train" / "a" / ".hydra").mkdir()
+    assert len(FolderDataModule(dir=str(folder)).files) == 20
+
+
 def test_pictures_beside_subfolders_have_no_labels(tmp_path):
     fill(tmp_path / "a", 3)
     fill(tmp_path / "b", 3)
@@ -142,7 +159,7 @@ def test_guesses_are_said_once_and_kept(tmp_path, caplog):
     data = FolderDataModule(dir=str(folder))
     with caplog.at_level(logging.INFO):
         ready(data).prepare_data()
-    said = "read with data.channels=1, data.invert=true, for they are dark on bright"
+    said = "pictures; data.channels=1; data.invert=true, for they are dark on bright"
     assert caplog.text.count(said) == 1
     assert (data.settings["channels"], data.settings["invert"]) == (1, True)
     assert data.x["train"][:, 0, 0, 0].max() < 10  # the paper is black now
@@ -175,7 +192,7 @@ def test_too_few_pictures_are_refused(tmp_path):
 def test_a_damaged_picture_is_named(tmp_path):
     folder = fill(tmp_path / "mine", 20)
     (folder / "004.png").write_bytes(b"x")
-    with pytest.raises(DatasetUnavailable, match=r"data\.dir=.*mine: 004\.png is no picture"):
+    with pytest.raises(DatasetUnavailable, match=r"data\.dir=.*mine: mine/004\.png is no picture"):
         FolderDataModule(dir=str(folder)).prepare_data()
 
 
@@ -245,6 +262,15 @@ def test_numbers_between_0_and_1_are_rounded_to_levels(tmp_path):
     data = ready(ArraysDataModule(file=arrays(tmp_path, "mine.npz", x=x)))
     assert np.abs(data.x["train"][:, 0].numpy() / 255 - x).max() <= 0.5 / 255 + 1e-6
     assert data.spec.values == "unit"
+
+
+def test_bytes_in_an_npz_file_are_in_memory_and_so_is_what_unpacks_to_more(tmp_path):
+    file = arrays(tmp_path, "mine.npz", x=levels(2000, 32, 32))
+    with pytest.raises(ValueError, match="memory_mb=1: 2,000 images"):
+        ArraysDataModule(file=file, memory_mb=1)
+    np.savez_compressed(tmp_path / "bomb.npz", x=levels(20, 4, 4), junk=np.zeros(50_000_000))
+    with pytest.raises(ValueError, match=r"400 MB once unpacked, for data\.memory_mb=10"):
+        ArraysDataModule(file=str(tmp_path / "bomb.npz"), memory_mb=10)
 
 
 def test_bytes_in_an_npy_file_stay_on_disk(tmp_path):

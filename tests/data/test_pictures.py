@@ -53,6 +53,21 @@ def test_sixteen_bits_become_eight(tmp_path):
         assert read_picture(file, GREY)[0, 0].tolist() == [0, 1, 100, 255]
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])
+def test_thirty_two_bits_are_refused(tmp_path, mode, kind):
+    file = saved(tmp_path, Image.fromarray(np.ones((4, 4), kind)), "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif has 32 bits for each pixel"):
+        read_picture(file, GREY)
+
+
+def test_what_is_filled_up_has_the_colour_of_the_background_after_an_inversion(tmp_path):
+    scan = Image.new("L", (8, 4), 250)
+    file = saved(tmp_path, scan)
+    assert read_picture(file, Form((1, 4, 4), "pad", "black", invert=True)).max() <= 5
+    clear = saved(tmp_path, Image.new("LA", (4, 4), (0, 0)), "b.png")
+    assert read_picture(clear, Form((1, 4, 4), invert=True)).max() == 0
+
+
 def test_a_palette_and_its_transparent_colour_are_resolved(tmp_path):
     picture = Image.new("P", (4, 4), 1)
     picture.putpalette([0, 0, 0, 10, 200, 30])

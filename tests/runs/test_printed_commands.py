@@ -61,7 +61,7 @@ def test_the_line_that_goes_on_with_a_run_can_be_pasted(
     file = file_of_step(Path(name), 3)
     file.parent.mkdir(parents=True)
     file.touch()
-    trainer = SimpleNamespace(is_global_zero=True, global_step=3)
+    trainer = SimpleNamespace(is_global_zero=True, global_step=3, loggers=[])
     others = dict.fromkeys(("resumed_step", "mirror", "lock"))
     parts = SimpleNamespace(directory=Path(name), trainer=trainer, **others)
     caplog.set_level(logging.INFO)

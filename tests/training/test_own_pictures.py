@@ -11,6 +11,7 @@ from PIL import Image
 from conftest import SUBSET, train_in, typed
 from vae_lightning.data.batches import Batches
 from vae_lightning.data.folder import FolderDataModule
+from vae_lightning.data.formats import write_idx
 from vae_lightning.models.noise import EvaluationNoise
 from vae_lightning.runs import checkpoints
 from vae_lightning.runs.checkpoints import load_model
@@ -108,8 +109,16 @@ def test_other_pictures_are_told_in_an_evaluation_and_refused_in_a_resumed_run(
     typed("evaluate", *line, directory=tmp_path, patch=monkeypatch)
     assert "are not those that the model was trained on" in "".join(capsys.readouterr())
     line = (f"resume='{coloured}'", where, "trainer.max_epochs=3")
-    with pytest.raises(SystemExit, match="the content of the data is"):
+    with pytest.raises(SystemExit, match="aren't those that it was trained on; begin a new run"):
         typed("train", *line, directory=tmp_path, patch=monkeypatch)
+
+
+def test_a_pair_of_idx_files_is_typed_as_a_list(tmp_path, monkeypatch):
+    for name, values in (("x-idx3-ubyte", np.zeros((40, 8, 8), np.uint8)), ("y-idx1-ubyte", None)):
+        labels = np.arange(40, dtype=np.uint8) % 2
+        (tmp_path / name).write_bytes(write_idx(labels if values is None else values))
+    line = ("data=arrays", "data.file=[x-idx3-ubyte,y-idx1-ubyte]", "model.num_classes=2")
+    typed("train", *line, *FAST, "trainer.max_epochs=1", directory=tmp_path, patch=monkeypatch)
 
 
 def test_a_run_of_pictures_is_resumed_bitwise(pictures, tmp_path):

@@ -20,7 +20,7 @@ from vae_lightning import __version__
 from vae_lightning.cli.command_line import arrange, typed_line, value_of
 from vae_lightning.cli.messages import explain, is_reported, without_password
 from vae_lightning.cli.multirun import run_sweep
-from vae_lightning.configuration import hydra_settings
+from vae_lightning.configuration import hydra_settings, targets
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.keys import check, check_typed
 from vae_lightning.configuration.quoting import printable_lines
@@ -50,6 +50,7 @@ def command(
         @functools.wraps(task)
         def main() -> None:
             streams.install()
+            allowed = targets.allowed()
             traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises in place of printing
             try:
@@ -65,6 +66,8 @@ def command(
                 sys.exit(printable_lines(f"error: {without_password(explain(name, error))}"))
             except KeyboardInterrupt:
                 sys.exit(130)
+            finally:
+                targets.allow(allowed)  # what was typed holds for this command alone
 
         return main
 

@@ -230,7 +230,9 @@ def _as_meant(name: str, typed: str, multirun: bool) -> str:
     if found is not None and found.is_sweep_override():
         if multirun and not key.startswith(("hydra.", "sweep")):
             return f"{prefix}{key}={value}"
-    elif found is not None and (meaning is None or (key == "sweep" and isinstance(meaning, list))):
+    elif found is not None and (
+        meaning is None or (key in ("sweep", "data.file") and isinstance(meaning, list))
+    ):
         return f"{prefix}{key}={value}"
     elif isinstance(meaning, str) and _HYDRAS_OWN.search(value):
         home = override(key, expanded(meaning)) if meaning.startswith("~") else f"{key}={value}"

@@ -1,5 +1,6 @@
 """Building what a configuration names, from values that are checked first."""
 
+import importlib
 import inspect
 import math
 import os
@@ -7,7 +8,6 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from hydra.utils import get_class
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -85,18 +85,25 @@ def class_of(key: str, target: Any, kind: type[Part]) -> type[Part]:
     if not targets.is_allowed(target):
         raise ConfigurationError(f"{named}: {targets.refusal(printable(target))}")
     try:
-        found = get_class(str(target))
+        module, _, name = str(target).rpartition(".")
+        found = getattr(importlib.import_module(module), name)
     except Exception as error:  # what a user's module can raise has no end
         problem = printable(error)[:200].strip() or type(error).__name__
         raise ConfigurationError(f"{named}: can't be imported ({problem})") from error
+    if not isinstance(found, type):
+        raise ConfigurationError(f"{named}: is no class")
     if target not in targets.TARGETS and not targets.lies_in_allowed(found.__module__):
         raise ConfigurationError(
             f"{named}: is of {found.__module__}, which isn't allowed; a class must be defined in "
             "the allowed package"
         )
     if not issubclass(found, kind):
-        raise ConfigurationError(f"{named}: must be a {kind.__name__}")
+        raise ConfigurationError(f"{named}: must be {_a(kind.__name__)}")
     return found
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def require_list(key: str, value: Any, kind: Any) -> Any:

@@ -1,7 +1,9 @@
 """Everything that a configuration or a checkpoint may name as a class."""
 
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Sequence
 
 from vae_lightning.errors import ConfigurationError
@@ -60,6 +62,9 @@ def allow(packages: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"allow={package}: must be the name of a package, as my_package"
             )
+        top = package.partition(".")[0]
+        if top not in sys.modules and importlib.util.find_spec(top) is None:
+            raise ConfigurationError(f"allow={package}: there is no such package here")
     os.environ.pop(_ALLOWED, None)
     if packages:
         os.environ[_ALLOWED] = ",".join(packages)
@@ -83,6 +88,8 @@ def is_allowed(target: object) -> bool:
 def refusal(target: str) -> str:
     """Return what to say of a class that isn't allowed."""
     package = target.partition(".")[0]
+    if package == "__main__":
+        return "a class of a script or notebook: load it there, by load(…, allow=['__main__'])"
     own = f"; if {package} is a package of your own, type allow=[{package}]"
     is_ours = not package.isidentifier() or package in ("vae_lightning", "lightning", "hydra")
     return f"not one of the allowed targets (configuration/targets.py){'' if is_ours else own}"

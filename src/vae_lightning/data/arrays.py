@@ -3,6 +3,7 @@
 import gzip
 import logging
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 Name = Annotated[str, Field(min_length=1)]
 
 _IMAGES, _LABELS = ("x", "images", "data", "arr_0"), ("y", "labels", "targets", "arr_1")
+_WIDEST = 8  # bytes of a number
 _LARGEST = 1 << 34  # bytes of a decompressed IDX file
 
 
@@ -79,7 +81,7 @@ class ArraysDataModule(OwnData):
         paths = [Path(expanded(each)) for each in ([file] if isinstance(file, str) else file)]
         named = f"file={printable(file)}"
         try:
-            found = _read(paths)
+            found = _read(paths, memory_mb)
             parts = {split: _split_of(found, split) for split in SPLITS}
         except OSError as error:
             raise ValueError(f"{named}: {error.strerror or error}") from error
@@ -92,7 +94,7 @@ class ArraysDataModule(OwnData):
             )
             raise ValueError(f"{named}: {known}")
         try:
-            images, labels, given = _joined(kept, memory_mb)
+            images, labels, given = _joined(kept, memory_mb, paths[0].suffix == ".npy")
         except ValueError as error:
             problem = str(error)
             raise ValueError(
@@ -114,7 +116,7 @@ class ArraysDataModule(OwnData):
         return self._images, self._labels, digest_of(self._images, self._labels)
 
 
-def _read(paths: list[Path]) -> Mapping[str, Any]:
+def _read(paths: list[Path], memory_mb: int) -> Mapping[str, Any]:
     """Return the arrays of a file by name. Nothing in a file is executed."""
     for path in paths:
         if not path.is_file():
@@ -126,12 +128,20 @@ def _read(paths: list[Path]) -> Mapping[str, Any]:
         if path.suffix == ".npy":
             return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
         if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                size = sum(each.file_size for each in archive.infolist()) / 1e6
+            if size > _WIDEST * memory_mb:
+                raise MemoryError(f"{size:,.0f} MB once unpacked, for data.memory_mb={memory_mb}")
             with np.load(path, allow_pickle=False) as content:
                 return {name: content[name] for name in content.files}
         if path.suffix in (".pt", ".pth"):
-            return _of_torch(torch.load(path, weights_only=True, map_location="cpu"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the refusal follows
+                return _of_torch(torch.load(path, weights_only=True, map_location="cpu"))
     except OSError:
         raise
+    except MemoryError as error:
+        raise ValueError(str(error) or "more than the memory holds") from error
     except Exception as error:  # what a damaged file can raise has no end
         raise ValueError(f"damaged, or with objects in it ({type(error).__name__})") from error
     if path.name.endswith(("-ubyte", "-ubyte.gz")):
@@ -187,7 +197,7 @@ def _tensor(values: Any) -> Tensor:
 
 
 def _joined(
-    parts: Mapping[Split, tuple[Tensor, Tensor | None]], memory_mb: int
+    parts: Mapping[Split, tuple[Tensor, Tensor | None]], memory_mb: int, is_mapped: bool
 ) -> tuple[Tensor, Tensor | None, dict[Split, list[int]]]:
     """Return all images, ``[N, C, H, W]``, uint8, their labels, and the places of each split."""
     images = {split: _images(x) for split, (x, _) in parts.items()}
@@ -199,7 +209,7 @@ def _joined(
     for split, x in images.items():
         given[split] = list(range(total, total + len(x)))
         total += len(x)
-    on_disk = len(images) == 1 and images["train"].dtype == torch.uint8
+    on_disk = is_mapped and len(images) == 1 and images["train"].dtype == torch.uint8
     if not on_disk:
         require_room(total, next(iter(shapes)), memory_mb)
     joined = images["train"] if on_disk else torch.cat([_levels(x) for x in images.values()])

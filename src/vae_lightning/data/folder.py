@@ -39,8 +39,8 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 class FolderDataModule(OwnData):
     """Pictures of a folder, of any size and kind, ``[C, H, W]``.
 
-    Subfolders are labels, unless some pictures lie beside them. Subfolders ``train``, ``val`` and
-    ``test`` are splits, and hold the subfolders of the labels.
+    Subfolders are labels, unless some pictures lie beside them. Subfolders ``train``, ``val`` (or
+    ``valid``, ``validation``) and ``test`` are splits, and hold the subfolders of the labels.
     """
 
     @validate_call(config=ConfigDict(strict=True))
@@ -92,20 +92,25 @@ class FolderDataModule(OwnData):
             self.files = files_of(self.folder)
         except ValueError as error:
             raise ValueError(f"dir={printable(dir)}: {error}") from error
-        self.guessed: list[str] = []
+        self.remarks: list[str] = []
         if channels == "auto" or invert == "auto":
             has_colours, is_dark_on_bright = looks(self.files, background)
             if channels == "auto":
                 channels = 3 if has_colours else 1
-                self.guessed.append(f"channels={channels}")
+                self.remarks.append(f"data.channels={channels}")
             if invert == "auto":
                 invert = channels == 1 and is_dark_on_bright
-                self.guessed += ["invert=true, for they are dark on bright"] * invert
+                self.remarks += ["data.invert=true, for they are dark on bright"] * invert
         settings |= {"channels": channels, "invert": invert}
         height, width = (size, size) if isinstance(size, int) else size
         self.form = Form((channels, height, width), fit, background, invert)
         require_room(len(self.files), self.form.shape, memory_mb)
         given, self.labels, names = _arranged(self.files, self.folder)
+        if names:
+            shown = [*names[:5], *["…"] * (len(names) > 5)]
+            self.remarks.append(f"labels {', '.join(shown)}")
+        if len(given) > 1:
+            self.remarks.append(f"splits {', '.join(given)}")
         super().__init__(
             name=printable(self.folder.resolve().name),
             spec=DataSpec(tuple(self.form.shape), "unit", class_names=names),
@@ -115,10 +120,10 @@ class FolderDataModule(OwnData):
 
     def prepare_data(self) -> None:
         """Say what was chosen, and read the pictures."""
-        if self.guessed:
-            chosen = ", ".join(f"data.{each}" for each in self.guessed)
-            log.info("%s: %s pictures, read with %s", self.name, f"{len(self.files):,}", chosen)
-            self.guessed = []  # Lightning calls this again
+        if self.remarks:
+            said = "; ".join(self.remarks)
+            log.info("%s: %s pictures; %s", self.name, f"{len(self.files):,}", said)
+            self.remarks = []  # Lightning calls this again
         super().prepare_data()
 
     def read_all(self) -> tuple[Tensor, Tensor | None, str]:
@@ -147,8 +152,17 @@ def _arranged(
 ) -> tuple[dict[Split, list[int]], list[int], tuple[str, ...]]:
     """Return the places of the pictures of each split, their labels, and the labels' names."""
     parts = [list(file.relative_to(folder).parts[:-1]) for file in files]
+    for each in parts:
+        if each and each[0] in ("valid", "validation"):
+            each[0] = "val"
     tops = {each[0] if each else "" for each in parts}
-    if "train" in tops and tops <= set(SPLITS):
+    others = sorted(tops - set(SPLITS))
+    if "train" in tops and tops & {"val", "test"} and others:
+        beside = ", ".join(map(printable, filter(None, others))) or "pictures of no folder"
+        raise ValueError(
+            f"dir={printable(folder)}: {beside} beside the splits train, val, test; move them away"
+        )
+    if "train" in tops and not others:
         of_split = [each.pop(0) for each in parts]
     else:
         of_split = ["train"] * len(files)

@@ -1,6 +1,7 @@
 """Images that are given in Python: a tensor, an array, pictures, or a dataset of such."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from vae_lightning.data.batches import Seed
 from vae_lightning.data.datamodule import Binarization
 from vae_lightning.data.own import OwnData, TestShare, ValidationShare, digest_of
-from vae_lightning.data.pictures import Form, fitted
+from vae_lightning.data.pictures import Background, Form, fitted
 from vae_lightning.data.protocol import WHITE
 from vae_lightning.models.base import DataSpec, arguments
 
@@ -52,11 +53,13 @@ class GivenData(OwnData):
         """
         settings = arguments(locals(), "given")
         if given is None:
-            raise ValueError("given: only in Python, by vae_lightning.fit(…, data=images)")
+            raise ValueError("only in Python, by vae_lightning.fit(…, data=images)")
         x, labels = _items(given[0])
         images = as_images(x, None)
         self._images = (images * WHITE).round().to(torch.uint8)
         self._labels = None if labels is None else torch.as_tensor(labels).long()
+        if self._labels is not None and self._labels.min() < 0:
+            raise ValueError("labels must be whole numbers from 0")
         classes = 0 if self._labels is None else int(self._labels.max()) + 1
         names = tuple(map(str, range(classes)))
         super().__init__(
@@ -75,18 +78,26 @@ def _items(given: Any) -> tuple[Any, list[int] | None]:
     """Return the images of what was given, and their labels, if any."""
     if isinstance(given, Tensor | np.ndarray):
         return given, None
+    if isinstance(given, str | Mapping) or not (
+        hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    ):
+        kinds = "a tensor, an array, or a dataset of images or of (image, label) pairs"
+        raise ValueError(f"a {type(given).__name__}; data= takes {kinds}")
     items = [given[number] for number in range(len(given))]
     if items and isinstance(items[0], tuple | list) and len(items[0]) == 2:
         return [item[0] for item in items], [int(item[1]) for item in items]
     return items, None
 
 
-def as_images(images: Any, shape: Sequence[int] | None) -> Tensor:
+def as_images(
+    images: Any, shape: Sequence[int] | None, settings: Mapping[str, Any] = MappingProxyType({})
+) -> Tensor:
     """Return images as a model takes them, ``[N, C, H, W]``, float32 in [0, 1].
 
     Args:
         images: a tensor, an array, a PIL picture, or a list of such; one image or several.
         shape: C, H, W of the model; None: those of the images. PIL pictures are brought to it.
+        settings: of the data that the model was trained on, by which PIL pictures are read.
 
     Raises:
         ValueError: they have another shape or range.
@@ -96,8 +107,14 @@ def as_images(images: Any, shape: Sequence[int] | None) -> Tensor:
     if isinstance(images, list | tuple):
         if not images:
             raise ValueError("no images")
-        images = np.stack([_array(each, shape) for each in images])
-    x = torch.as_tensor(images).detach().cpu()
+        arrays = [_array(each, shape, settings) for each in images]
+        if len({each.shape for each in arrays}) > 1:
+            raise ValueError("images of several shapes; bring them to one")
+        images = np.stack(arrays)
+    try:
+        x = torch.as_tensor(images).detach().cpu()
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"no images, but a {type(images).__name__}") from error
     if x.dtype == torch.uint8:
         x = x.float() / WHITE
     elif x.dtype == torch.bool:
@@ -111,13 +128,15 @@ def as_images(images: Any, shape: Sequence[int] | None) -> Tensor:
     return x
 
 
-def _array(image: Any, shape: Sequence[int] | None) -> np.ndarray:
+def _array(image: Any, shape: Sequence[int] | None, settings: Mapping[str, Any]) -> np.ndarray:
     if not isinstance(image, Image.Image):
         return np.asarray(image)
     if shape is None:
         grey = image.mode in ("1", "L", "LA", "I", "I;16")
         shape = (1 if grey else 3, image.height, image.width)
-    return fitted(image, Form(shape)).numpy()
+    background: Background = settings.get("background", "black")
+    form = Form(shape, settings.get("fit", "crop"), background, settings.get("invert") is True)
+    return fitted(image, form).numpy()
 
 
 def _channels_first(x: Tensor, shape: Sequence[int] | None) -> Tensor:

@@ -55,9 +55,18 @@ class Form:
     background: Background = "black"
     invert: bool = False
 
+    @property
+    def paper(self) -> Background:
+        """What is filled up with: the background, before an inversion its opposite."""
+        if not self.invert:
+            return self.background
+        return "white" if self.background == "black" else "black"
+
 
 def files_of(folder: str | Path) -> list[Path]:
     """Return the pictures in a folder and its subfolders, in the order of their names.
+
+    Run directories, which hold pictures of their own, are left out.
 
     Raises:
         ValueError: there is no such folder, it holds no picture, or a link that leads out of it.
@@ -67,7 +76,11 @@ def files_of(folder: str | Path) -> list[Path]:
         raise ValueError(f"{printable(folder)} is no folder")
     root, found = folder.resolve(), []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (name.startswith(".") or Path(parent, name, ".hydra").is_dir())
+        )
         for name in [*folders, *names]:
             path = Path(parent, name)
             is_picture = name not in folders and path.suffix.lower() in SUFFIXES
@@ -125,12 +138,12 @@ def read_picture(file: Path, form: Form) -> Tensor:
         ValueError: it is no picture, damaged or too large.
     """
     _, height, width = form.shape
-    return _brought_to(_open(file, form.background, (2 * width, 2 * height)), form)
+    return _brought_to(_open(file, form.paper, (2 * width, 2 * height)), form)
 
 
 def fitted(picture: Image.Image, form: Form) -> Tensor:
     """Bring a picture that is open to a form: ``[C, H, W]``, uint8."""
-    return _brought_to(_eight_bits(ImageOps.exif_transpose(picture), form.background), form)
+    return _brought_to(_eight_bits(ImageOps.exif_transpose(picture), form.paper), form)
 
 
 def _brought_to(picture: Image.Image, form: Form) -> Tensor:
@@ -140,7 +153,7 @@ def _brought_to(picture: Image.Image, form: Form) -> Tensor:
     if picture.size != size and form.fit == "crop":
         picture = ImageOps.fit(picture, size, resample)
     elif picture.size != size and form.fit == "pad":
-        picture = ImageOps.pad(picture, size, resample, form.background)
+        picture = ImageOps.pad(picture, size, resample, form.paper)
     elif picture.size != size:
         picture = picture.resize(size, resample)
     pixels = torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1)
@@ -149,9 +162,11 @@ def _brought_to(picture: Image.Image, form: Form) -> Tensor:
 
 def _open(file: Path, background: Background, enough: tuple[int, int]) -> Image.Image:
     """Return a picture in 8-bit grey or RGB, upright and without transparency."""
-    name = printable(file.name)
+    name = printable("/".join(file.parts[-2:]))
     try:
         with Image.open(file, formats=FORMATS) as picture:
+            if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
+                raise ValueError(f"{name} has 32 bits for each pixel; 8 and 16 are read")
             if picture.width * picture.height > LARGEST:
                 raise ValueError(f"{name} has more than {LARGEST:,} pixels")
             picture.draft(None, enough)  # a JPEG is decoded no larger than need be
@@ -161,14 +176,14 @@ def _open(file: Path, background: Background, enough: tuple[int, int]) -> Image.
         if str(error).startswith(name):
             raise
         raise ValueError(f"{name} is no picture, or damaged") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has more than {LARGEST:,} pixels") from error
     except Exception as error:  # what a foreign file can make Pillow raise has no end
         raise ValueError(f"{name} is no picture, or damaged") from error
 
 
 def _eight_bits(picture: Image.Image, background: Background) -> Image.Image:
     mode = picture.mode
-    if mode == "F":
-        raise ValueError("floating-point pixels: no grey levels")
     if mode.startswith("I"):  # grey of 16 bits
         levels = np.asarray(picture).astype(np.int64) // 257
         return Image.fromarray(levels.clip(0, WHITE).astype(np.uint8))

@@ -36,6 +36,8 @@ _OURS = re.compile(r"(?:step|best)_(?:[0-9]{8}|[1-9][0-9]{8,})\.ckpt")
 _UNFINISHED = re.compile(rf"\.{_OURS.pattern}(?:\.sha256)?\.tmp|\.(?:last|best)\.ckpt\.tmp")
 """The temporary names of these and of the links to them."""
 
+_CONTENT = "the content of the data"
+
 _FIELDS: dict[tuple[str, ...], type] = {
     ("state_dict",): dict,
     ("epoch",): int,
@@ -281,6 +283,11 @@ def step_to_resume(
             settings.pop("trainer.max_epochs", None)  # a run may be made longer
     for key in dict.fromkeys([*built, *saved]):
         if built.get(key) != saved.get(key):
+            if key == _CONTENT:
+                raise ConfigurationError(
+                    f"{override('resume', directory)}: the images of {printable(data.name)} aren't "
+                    "those that it was trained on; begin a new run, with init= from its weights"
+                )
             raise ConfigurationError(
                 f"{override('resume', directory)}: {printable(key)[:100]} is "
                 f"{printable(built.get(key))[:100]} in its configuration, "
@@ -352,7 +359,7 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     for group, values in groups.items():
         settings |= {f"{group}.{key}": value for key, value in values.items()}
     # Last: a setting that changes the spec is what the user typed.
-    settings["the content of the data"] = data.get("content")
+    settings[_CONTENT] = data.get("content")
     return settings | {"the spec of the data": model["data"]}
 
 

@@ -105,7 +105,14 @@ def begin_from(model: Model, run: str) -> dict[str, Any]:
             for key, value in trained.settings.items()
             if model.settings.get(key) != value
         ]
-        instead = f"type {' '.join(others)}" if others else "its data has another shape"
+        instead = (
+            f"type {' '.join(others)}"
+            if others
+            else (
+                f"its data has the shape {list(trained.data.shape)}, "
+                f"this one {list(model.data.shape)}"
+            )
+        )
         raise ConfigurationError(f"{typed}: other weights than this model's; {instead}") from error
     return _origin(run, file, content)
 
