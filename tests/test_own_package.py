@@ -22,7 +22,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-LINES = [shlex.split(each)[3:] for each in blocks("sh")]
+LINES = [shlex.split(each.replace("\\\n", " "))[3:] for each in blocks("sh")]
 
 
 @pytest.fixture(scope="module")
