@@ -96,13 +96,12 @@ def files_of(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def read_pictures(files: Sequence[Path], form: Form, quiet: bool = False) -> Tensor:
-    """Read pictures of any size and brings them to one form, in parallel.
+def read_pictures(files: Sequence[Path], form: Form) -> Tensor:
+    """Read pictures of any size and bring them to one form, in parallel.
 
     Args:
         files: where they are.
         form: what they are brought to.
-        quiet: whether to show no progress.
 
     Returns:
         ``[N, C, H, W]``, uint8.
@@ -121,7 +120,7 @@ def read_pictures(files: Sequence[Path], form: Form, quiet: bool = False) -> Ten
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         done = threads.map(read, range(len(files)))
-        bar = tqdm(done, "Reading pictures", len(files), leave=False, disable=quiet or None)
+        bar = tqdm(done, "Reading pictures", len(files), leave=False, disable=None)
         mistakes = [each for each in bar if each]
     if mistakes:
         more = f", and {len(mistakes) - 3} more" if len(mistakes) > 3 else ""
