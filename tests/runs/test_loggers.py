@@ -505,6 +505,21 @@ def test_a_table_that_is_none_of_ours_stays(tmp_path, caplog):
     assert "are no longer written (its first line is damaged)" in warnings_of(caplog)[0]
 
 
+def test_a_new_run_does_not_log_into_the_table_of_an_earlier_one(tmp_path, monkeypatch):
+    line = (*SUBSET, "logger=csv", "logger.csv.save_dir=mine", "trainer.max_epochs=1")
+    line = (*line, "callbacks=minimal", "model.hidden_dims=[4]")
+    typed("train", *line, directory=tmp_path, patch=monkeypatch)
+    table = tmp_path / "mine" / "csv" / "metrics.csv"
+    before, runs = table.read_bytes(), os.listdir(tmp_path / "outputs" / "train")
+    with pytest.raises(SystemExit, match=r"save_dir=mine: mine/csv holds what another run has"):
+        typed("train", *line, directory=tmp_path, patch=monkeypatch)
+    assert table.read_bytes() == before
+    assert os.listdir(tmp_path / "outputs" / "train") == runs
+    resumed = ("trainer.max_epochs=2", f"resume=outputs/train/{runs[0]}")
+    typed("train", *resumed, *line[2:4], directory=tmp_path, patch=monkeypatch)
+    assert len(table.read_text().splitlines()) > len(before.splitlines())
+
+
 # -- memory ---------------------------------------------------------------------------------------
 
 

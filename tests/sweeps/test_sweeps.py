@@ -309,6 +309,14 @@ def test_values_may_be_added_to_a_sweep_and_a_line_says_which(
     assert sorted(jobs_of(tmp_path)[1].values()) == [2, 3, 4]
 
 
+def test_a_shorter_line_says_how_many_jobs_it_leaves(swept_once, tmp_path, monkeypatch, capsys):
+    swept = continued(swept_once, tmp_path)
+    sweep(tmp_path, monkeypatch, "model.latent_dim=3", f"sweep={swept}")
+    shown = capsys.readouterr().out
+    assert f"Not of this line, so left as they are in {swept}: jobs: 1" in shown
+    assert shown.count("finished before, in") == 1
+
+
 @pytest.mark.parametrize("content", ["", "hydra: {job: {config_name: other}}"])
 def test_another_program_s_multirun_yaml_is_not_overwritten(tmp_path, monkeypatch, content):
     (tmp_path / "theirs").mkdir()

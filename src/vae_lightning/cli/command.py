@@ -22,6 +22,7 @@ from vae_lightning.cli.messages import explain, is_reported, without_password
 from vae_lightning.cli.multirun import run_sweep
 from vae_lightning.configuration import hydra_settings, targets
 from vae_lightning.configuration.composing import CONFIGS
+from vae_lightning.configuration.idle import idle_settings
 from vae_lightning.configuration.keys import check, check_typed
 from vae_lightning.configuration.quoting import printable_lines
 from vae_lightning.errors import ConfigurationError
@@ -119,6 +120,9 @@ def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
                 HydraConfig.get().overrides.task
             )  # list() would resolve what they refer to
             check(name, config, overrides)
+            if "LOCAL_RANK" not in os.environ:  # of several processes the first one says it
+                for line in idle_settings(config, overrides):
+                    log.warning(line)
             if HydraConfig.get().run.dir == ".":  # another Hydra has made
                 signals.leave_to_system()
             os.environ.pop(

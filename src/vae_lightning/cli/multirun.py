@@ -192,6 +192,8 @@ def _begun_earlier(name: str, sweep: Path, overrides: Sequence[Sequence[str]]) -
         names = [" ".join(each for each in overrides[job] if each not in common) for job in new[:5]]
         more = f"; and {len(new) - 5} more" if len(new) > 5 else ""
         print(f"New in {place}: {printable('; '.join(names))}{more}", flush=True)
+    if left := len(set(earlier) - set(typed)):
+        print(f"Not of this line, so left as they are in {place}: jobs: {left}", flush=True)
     return earlier
 
 

@@ -1,7 +1,7 @@
 """A training run from its configuration to its figures: build the parts, fit, test."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from filelock import BaseFileLock
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning.configuration.building import build_part, require, require_memory
@@ -162,6 +163,8 @@ def build(config: DictConfig, given: Any = None, model: Model | None = None) -> 
         directory = Path(name)
         use_run_directory(directory)
         trainer = build_trainer(config, module, data, throughput, directory)
+        if config.resume is None and trainer.is_global_zero:
+            refuse_taken(trainer.loggers)
         if mirrored:  # after the callbacks that write checkpoints
             trainer.callbacks.append(Mirroring(mirrored))  # type: ignore[attr-defined]
         if config.resume is not None:
@@ -278,6 +281,21 @@ def _restoring(experiment: Experiment, is_restored: Callable[[], bool]) -> Itera
             f"{experiment.resumed_step} ({type(error).__name__}: {problem}); "
             "the checkpoint is damaged, or of another program"
         ) from error
+
+
+def refuse_taken(loggers: Sequence[Logger]) -> None:
+    """Check that a new run logs into no folder of an earlier one, as a typed ``save_dir`` may.
+
+    Raises:
+        ConfigurationError: a logger would.
+    """
+    for logger in loggers:
+        place = Path(logger.log_dir or "")
+        if logger.log_dir and place.is_dir() and any(place.iterdir()):
+            raise ConfigurationError(
+                f"{override('save_dir', logger.save_dir or '')}: {place} holds what another run "
+                "has logged; type another folder, or leave it out"
+            )
 
 
 def refuse_too_large(model: Model, data: DataModule) -> None:
