@@ -344,15 +344,10 @@ def test_a_vqvae_and_its_prior_pass_through_every_command_on_colour_pictures(her
     for run in (first, second):
         sampled = here("sample", f"checkpoint={run}", "form=npy", "count=4")
         assert np.load(sampled / "samples.npy").shape == (4, 3, 32, 32)
-        exported = here("export", f"checkpoint={run}")
-        assert (exported / "decoder.onnx").exists()
-        drawn = here(
-            "visualize",
-            f"checkpoint={run}",
-            "formats=[png]",
-            "label=1" if run == second else "label=null",
-        )
-        assert (drawn / "samples.png").exists()
+    exported = here("export", f"checkpoint={second}")
+    assert (exported / "decoder.onnx").exists()
+    drawn = here("visualize", f"checkpoint={second}", "formats=[png]", "label=1")
+    assert (drawn / "samples.png").exists()
     assert (exported / "prior.onnx").exists()
     labelled = here("sample", f"checkpoint={second}", "label=1", "form=npy", "count=4")
     assert np.load(labelled / "samples.npy").shape == (4, 3, 32, 32)

@@ -154,9 +154,10 @@ def test_where_no_checkpoint_is_whole_nothing_is_done(stopped, damage):
 )
 @pytest.mark.slow
 def test_another_model_data_trainer_or_seed_is_refused_by_its_key(stopped, key, value):
-    assert refused(stopped, f"{key}={value}").startswith(
-        f"error: {key}={value}: a run keeps what it was begun with"
-    )
+    if key != "optimizer.learning_rate":  # which may be typed
+        assert refused(stopped, f"{key}={value}").startswith(
+            f"error: {key}={value}: a run keeps what it was begun with"
+        )
     file = stopped / ".hydra" / "config.yaml"
     config = OmegaConf.load(file)
     OmegaConf.update(config, key, value)
@@ -235,6 +236,41 @@ def test_a_length_that_was_edited_is_refused_where_a_schedule_depends_on_it(tmp_
     OmegaConf.save(config, file)
     told = "trainer.max_epochs is 2 in its configuration, 1 in its step 1"
     assert refused(run_of(tmp_path)).endswith(told)
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_is_typed_holds_from_there_on_and_is_recorded(stopped, capsys):
+    line = (f"resume={stopped}", "optimizer.learning_rate=1e-4", "trainer.max_epochs=2")
+    with signalled([5]):
+        assert train(stopped.parent, *line) == 143
+    assert "optimizer.learning_rate goes from 0.001 to 0.0001" in capsys.readouterr().out
+    assert train(stopped.parent, f"resume={stopped}") == 0
+    kept = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 8
+    assert kept["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-4)
+    assert kept["hyper_parameters"]["optimizer"]["learning_rate"] == 1e-4
+    written = json.loads((stopped / "metrics.json").read_text())["run"]
+    assert written["learning_rates"] == {"0": 1e-3, "3": 1e-4}
+
+
+def test_a_smaller_rate_makes_smaller_steps(stopped, stopped_once):
+    assert train(stopped.parent, f"resume={stopped}", "optimizer.learning_rate=1e-5") == 0
+    before, slow, usual = (
+        torch.load(file_of_step(run, step), weights_only=True)["state_dict"]
+        for run, step in ((stopped, 3), (stopped, 4), (stopped_once[1], 4))
+    )
+    for name, weight in before.items():
+        moved, moves = ((each[name] - weight).abs().max() for each in (slow, usual))
+        assert moved <= 0.02 * moves
+
+
+def test_a_rate_that_a_schedule_sets_is_kept(tmp_path):
+    with signalled([1]):
+        assert train(tmp_path, *SHORT, "optimizer.schedule=one_cycle") == 143
+    assert refused(run_of(tmp_path), "optimizer.learning_rate=1e-4") == (
+        "error: optimizer.learning_rate=0.0001: optimizer.schedule=one_cycle sets the rate, "
+        "and is kept"
+    )
 
 
 EARLY = ["callbacks.early_stopping.min_delta=1000", "trainer.max_epochs=4"]

@@ -44,7 +44,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 def group_options(group: str) -> list[str]:
     """Return the files of a group, the user's own included; Hydra must be initialised."""
-    options: list[str] = GlobalHydra.instance().config_loader().get_group_options(group)
+    # The loader's own get_group_options first makes a copy of all files: 15 ms.
+    loader: Any = GlobalHydra.instance().config_loader()
+    options: list[str] = loader.repository.get_group_options(group)
     return options
 
 

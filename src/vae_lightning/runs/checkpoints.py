@@ -23,7 +23,7 @@ from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import DataSpec, Model
 from vae_lightning.runs import atomic_files
-from vae_lightning.runs.resume import SCHEDULES
+from vae_lightning.runs.resume import RATE, SCHEDULES
 
 log = logging.getLogger(__name__)
 
@@ -259,9 +259,20 @@ def newest_whole(directory: Path, max_steps: int) -> tuple[int, dict[str, Any], 
 
 
 def step_to_resume(
-    directory: Path, module: LightningModule, data: DataModule, trainer: Trainer
+    directory: Path,
+    module: LightningModule,
+    data: DataModule,
+    trainer: Trainer,
+    typed: Sequence[str] = (),
 ) -> tuple[int, list[str]]:
     """Return the step whose checkpoint a run goes on from, and what to say of it.
+
+    Args:
+        directory: the run directory.
+        module: of the run.
+        data: of the run.
+        trainer: of the run.
+        typed: the overrides beside ``resume=``, of which the learning rate may differ.
 
     Raises:
         ConfigurationError: no checkpoint is whole, or it is another model's, of other data, of
@@ -281,6 +292,9 @@ def step_to_resume(
     if all(saved.get(key, "constant") == "constant" for key in SCHEDULES):
         for settings in (saved, built):
             settings.pop("trainer.max_epochs", None)  # a run may be made longer
+    if any(each.startswith(f"{RATE}=") for each in typed) and saved[RATE] != built[RATE]:
+        remarks.append(f"{RATE} goes from {saved[RATE]} to {built[RATE]}")
+        del saved[RATE], built[RATE]
     for key in dict.fromkeys([*built, *saved]):
         if built.get(key) != saved.get(key):
             if key == _CONTENT:

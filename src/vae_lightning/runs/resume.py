@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 BEGUN = ".hydra/begun"
 """A file that says that a run has had a checkpoint, should they all be deleted."""
 
+RATE = "optimizer.learning_rate"
+
 REPLACEABLE = (
     "trainer.max_epochs",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
+    RATE,
     "callbacks",
     "logger",
     "data.dir",
@@ -104,7 +107,7 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
             f"{named}: begun by version 0.1, and only version 0.1 goes on with it"
         )
     max_epochs = config.get("trainer", {}).get("max_epochs")
-    processes = _processes(config)
+    processes, rate = _processes(config), OmegaConf.select(config, RATE)
     _find_data(config, begun_in)
     place = config.mirror = address or config.get("mirror")
     replaced = OverridesParser.create().parse_overrides(list(typed))
@@ -114,6 +117,11 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
     _find_data(config, Path.cwd())
     if max_epochs != config.trainer.max_epochs:
         _refuse_another_length(config)
+    schedule = OmegaConf.select(config, "optimizer.schedule", default="constant")
+    if rate != (typed_rate := OmegaConf.select(config, RATE)) and schedule != "constant":
+        raise ConfigurationError(
+            f"{RATE}={typed_rate}: optimizer.schedule={schedule} sets the rate, and is kept"
+        )
     if processes != _processes(config):
         _share_anew(config, processes)
     kept, own = _without_own_files(overrides)

@@ -36,7 +36,12 @@ from vae_lightning.runs.directory import (
     use_run_directory,
 )
 from vae_lightning.runs.processor import flush_denormals
-from vae_lightning.runs.resume import has_begun, lock_directory, store_configuration
+from vae_lightning.runs.resume import (
+    has_begun,
+    lock_directory,
+    store_configuration,
+    typed_beside_resume,
+)
 from vae_lightning.training import processes, stages
 from vae_lightning.training.callbacks.mirroring import Mirroring
 from vae_lightning.training.callbacks.progress import Throughput
@@ -150,7 +155,8 @@ def build(config: DictConfig, given: Any = None, model: Model | None = None) -> 
             return str(directory), None, []
         step: int | None = None
         if has_begun(directory):
-            step, remarks = step_to_resume(directory, module, data, trainer)
+            typed = typed_beside_resume()
+            step, remarks = step_to_resume(directory, module, data, trainer, typed)
         else:
             remarks = [f"{directory} was stopped before its first step: starting there"]
         mirrored = mirror.begin(config, directory)

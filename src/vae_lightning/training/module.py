@@ -10,7 +10,7 @@ from vae_lightning import __version__
 from vae_lightning.models.base import Batch, Model, target_of
 from vae_lightning.models.noise import EvaluationNoise, TrainingNoise
 from vae_lightning.training.meters import Means, TrainingFigures, counts_of, per_count
-from vae_lightning.training.optimizers import Optimization
+from vae_lightning.training.optimizers import Optimization, change_rate
 from vae_lightning.training.speedups import QuickModule, with_signature
 
 
@@ -123,6 +123,8 @@ class VAEModule(QuickModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there."""
         self.figures.load_state_dict(checkpoint["figures"], self.device)
+        if self.trainer.training and (rates := change_rate(checkpoint, self.optimization)):
+            self.hparams["learning_rates"] = rates
 
     def _scheduled(self, step: int) -> dict[str, float]:
         """Return what the next step takes by a schedule: the learning rate, the KL's weight."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, validate_call
 from torch import Tensor
 from torch.optim import Optimizer
@@ -142,6 +142,26 @@ class Optimization:
             return float(10 ** (-bisect.bisect_right(ends, epoch) / 7))
 
         return LambdaLR(optimizer, rate), "epoch"
+
+
+def change_rate(checkpoint: dict[str, Any], optimization: Optimization) -> dict[str, float]:
+    """Let a run go on from a checkpoint at another learning rate, as typed beside ``resume=``.
+
+    Args:
+        checkpoint: as Lightning reads it; the rate of its optimiser is changed.
+        optimization: of the run that goes on.
+
+    Returns:
+        Each rate of the run by its first step; none if the run has had one rate.
+    """
+    settings = checkpoint[LightningModule.CHECKPOINT_HYPER_PARAMS_KEY]
+    before, now = settings["optimizer"]["learning_rate"], optimization.learning_rate
+    rates = dict(settings.get("learning_rates", {}))
+    if before != now:
+        rates = {"0": before, **rates, str(checkpoint["global_step"]): now}
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group["lr"] *= now / before  # an optimiser of the user's own may take a part of it
+    return rates
 
 
 def _one_cycle(optimizer: Optimizer, steps: int, options: dict[str, Any]) -> OneCycleLR:

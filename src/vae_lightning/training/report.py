@@ -73,6 +73,8 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
     }
     if isinstance(model, CodePrior):
         run["codes_of"] = model.codes_of
+    if rates := parts.module.hparams.get("learning_rates"):
+        run["learning_rates"] = dict(rates)  # by their first steps
     write_metrics(directory, figures, model, parts.data, run)
     rows = {
         "epochs": f"{trainer.current_epoch} ({trainer.global_step:,} steps)",
