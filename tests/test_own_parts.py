@@ -347,11 +347,17 @@ def test_a_vqvae_and_its_prior_pass_through_every_command_on_colour_pictures(her
     exported = here("export", f"checkpoint={second}")
     assert (exported / "decoder.onnx").exists()
     drawn = here("visualize", f"checkpoint={second}", "formats=[png]", "label=1")
-    assert (drawn / "samples.png").exists()
+    assert {f"{each}.png" for each in ("samples", "reconstructions", "codes")} <= {
+        each.name for each in drawn.iterdir()
+    }
+    assert (here("encode", f"checkpoint={second}") / "codes.npz").exists()
     assert (exported / "prior.onnx").exists()
     labelled = here("sample", f"checkpoint={second}", "label=1", "form=npy", "count=4")
     assert np.load(labelled / "samples.npy").shape == (4, 3, 32, 32)
-    measured = here("evaluate", f"checkpoint={second}", "metrics=[bound,log_marginal]", "samples=2")
+    measured = here(
+        "evaluate", f"checkpoint={second}", "metrics=[bound,log_marginal,active_units]", "samples=2"
+    )
     figures = json.loads((measured / "metrics.json").read_text())["figures"]
     assert figures["test/bits_per_dimension"] > 0
+    assert 1 <= figures["test/perplexity"] <= figures["test/codes_in_use"] <= 8
     assert figures["test/log_marginal"] > figures["test/elbo_of_nearest"]

@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     from vae_lightning.data.datamodule import Split
     from vae_lightning.data.music.modality import Music
     from vae_lightning.evaluation import codes
-    from vae_lightning.models.base import Autoencoder
+    from vae_lightning.models.base import Autoencoder, with_codes
     from vae_lightning.runs.trained import check_label, choose_split, open_checkpoint
     from vae_lightning.training.trainer import choose_accelerator
 
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     label = require("label", config.label, NonNegativeInt | None)
     device = choose_accelerator(config.trainer.accelerator)
     trained = open_checkpoint(config)
-    model = trained.model.to(device)
+    model = with_codes(trained.model.to(device))
     if not isinstance(model, Autoencoder):
         named = override("checkpoint", trained.file)
         raise ConfigurationError(f"{named}: a {model.describe()} has no codes")
@@ -53,7 +53,9 @@ def main(config: DictConfig) -> None:
         except ConfigurationError:
             raise
         except ValueError as error:
-            raise ConfigurationError(f"{key}={folder}: {error}") from error
+            problem = str(error)  # which may begin with the name of the file
+            named = problem if problem.startswith(folder) else f"{folder}: {problem}"
+            raise ConfigurationError(f"{key}={named}") from error
         y = None if label is None else torch.full((len(x),), label)
         batches = Batches(x, y, torch.arange(len(x)), 1000)
     elif label is not None:

@@ -27,7 +27,7 @@ def main(config: DictConfig) -> None:
     from vae_lightning.configuration.building import require
     from vae_lightning.data.datamodule import Split
     from vae_lightning.data.music import midi
-    from vae_lightning.models.base import DiscreteModel, LatentModel
+    from vae_lightning.models.base import DiscreteModel, LatentModel, with_codes
     from vae_lightning.runs.trained import choose_split, open_checkpoint
     from vae_lightning.visualization import code_page, drawings, explorer, explorer_page
 
@@ -47,7 +47,7 @@ def main(config: DictConfig) -> None:
         ) from error
     with listening, TemporaryDirectory() as scratch:
         data, file = trained.read_data(config.data), trained.file
-        model, title = trained.model, f"{file}, {data.name} {split}"
+        model, title = with_codes(trained.model), f"{file}, {data.name} {split}"
         if isinstance(model, LatentModel):
             explored = explorer.explore(model, data, choose_split(data, split))
             blocks = explorer_page.build(explored, sliders, title, scratch)

@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
     from vae_lightning.data.batches import Seed
     from vae_lightning.data.modality import save_png
     from vae_lightning.errors import ConfigurationError
-    from vae_lightning.models.base import CodePrior
+    from vae_lightning.models.base import CodePrior, DiscreteModel
     from vae_lightning.models.noise import SamplingNoise
     from vae_lightning.runs.trained import check_label, open_checkpoint
     from vae_lightning.visualization.grids import sample_grid
@@ -49,6 +49,11 @@ def main(config: DictConfig) -> None:
         known = ", ".join(f"form={each}" for each in ("grid", *modality.formats, "npy", "pt"))
         raise ConfigurationError(f"form={form}: not of {modality.noun}s; type one of {known}")
     check_label(label, model.num_classes)
+    if isinstance(model, DiscreteModel):
+        log.warning(
+            "Without a prior all codes are as likely, so samples look like no data; "
+            "experiment=prior data.run=<this run> trains one"
+        )
     require_memory(f"count={count}", count * math.prod(model.data.shape))
     labels = None if label is None else torch.full((count,), label)
     noise = SamplingNoise(count, seed)

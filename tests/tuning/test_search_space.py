@@ -124,6 +124,19 @@ REFUSALS = [
 ]
 
 
+def test_what_the_default_search_varies_and_a_model_lacks_is_named_and_left_out(caplog):
+    default = OmegaConf.load(CONFIGS / "search" / "default.yaml").search
+    config = {"model": {"codes": 8}, "optimizer": {"learning_rate": 1e-3}, "search": default}
+    config = OmegaConf.to_container(OmegaConf.create(config | {"data": {"batch_size": 8}}))
+    with caplog.at_level("INFO"):
+        space = search_space.read_space(config)
+    assert set(space.distributions) == {"optimizer.learning_rate", "data.batch_size"}
+    assert "this model has no model.hidden_dims" in caplog.text
+    config["search"]["model"]["hidden_dims"] = [[3]]
+    with pytest.raises(ConfigurationError, match="model.hidden_dims is no value of the config"):
+        search_space.read_space(config)
+
+
 @pytest.mark.parametrize(("varied", "message"), REFUSALS, ids=[each for each, _ in REFUSALS])
 def test_what_cannot_vary_is_refused_by_its_key(config, varied, message):
     with pytest.raises(ConfigurationError) as error:

@@ -323,6 +323,8 @@ def _composed(
             for key, value in ours.items()
             if key != "search"
         }
+        for key, _ in nodes(OmegaConf.load(CONFIGS / "search" / "default.yaml")):
+            ours.setdefault(key, None)  # for the sizes of a VAE, which another model may not have
     return ours, of_hydra
 
 

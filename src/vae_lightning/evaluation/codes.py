@@ -75,7 +75,8 @@ def describe(columns: Mapping[str, Tensor]) -> str:
     """Return how many codes there are, and of what kind."""
     count = f"{len(columns['index']):,}"
     if "loc" in columns:
-        return f"{count} posteriors of {columns['loc'].shape[1]} latents"
+        plural = "s" * (len(columns["index"]) != 1)
+        return f"{count} posterior{plural} of {columns['loc'].shape[1]} latents"
     shapes = [
         f"{name} {list(each.shape[1:])}"
         for name, each in columns.items()

@@ -17,7 +17,15 @@ from vae_lightning.evaluation.estimators import (
     log_aggregate_posterior,
     standard_error,
 )
-from vae_lightning.models.base import Batch, CodePrior, DiscreteModel, Figure, LatentModel, Model
+from vae_lightning.models.base import (
+    Batch,
+    CodePrior,
+    DiscreteModel,
+    Figure,
+    LatentModel,
+    Model,
+    with_codes,
+)
 from vae_lightning.models.distributions import DiagonalNormal
 from vae_lightning.models.noise import EvaluationNoise, SamplingNoise
 
@@ -57,7 +65,7 @@ def missing(metric: Metric, model: Model) -> str:
             if isinstance(model, LatentModel) and model.data.has_voices
             else "the model has no latents of melodies or voices"
         )
-    if metric == "active_units" and isinstance(model, DiscreteModel):
+    if metric == "active_units" and isinstance(with_codes(model), DiscreteModel):
         return ""
     if metric == "log_marginal" and isinstance(model, CodePrior):
         return ""
@@ -146,9 +154,10 @@ def evaluate(
     if "point" in values:
         figures["active_units"] = int(active(values["point"]).sum())
         figures["latents"] = values["point"].shape[1]
-    if "code" in values and isinstance(model, DiscreteModel):
-        counts = torch.bincount(values["code"].long().flatten(), minlength=model.codes)
-        figures |= code_use(counts) | {"codes": model.codes}
+    coder = with_codes(model)
+    if "code" in values and isinstance(coder, DiscreteModel):
+        counts = torch.bincount(values["code"].long().flatten(), minlength=coder.codes)
+        figures |= code_use(counts) | {"codes": coder.codes}
     if "kl_per_dimension" in values:
         figures["kl_per_dimension"] = values["kl_per_dimension"].mean(0).tolist()
     if "loc" in values:
@@ -179,8 +188,9 @@ def _measure(
     values: dict[str, Tensor] = {}
     if "bound" in metrics:
         values |= model.measure(batch, EvaluationNoise(batch.indices))
-    if isinstance(model, DiscreteModel) and "active_units" in metrics:
-        values["code"] = model.encode(batch)["code"]
+    coder = with_codes(model)
+    if isinstance(coder, DiscreteModel) and "active_units" in metrics:
+        values["code"] = coder.encode(batch)["code"]
     if isinstance(model, LatentModel):
         if "active_units" in metrics:
             values["point"] = model.point(batch)

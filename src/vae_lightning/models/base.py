@@ -455,6 +455,11 @@ class DiscreteModel(Autoencoder):
         return self.decode_codes(self.encode(batch)["code"])
 
 
+def with_codes(model: Model) -> Model:
+    """Return the trained model whose codes a prior is of; any other model itself."""
+    return model.autoencoder if isinstance(model, CodePrior) else model
+
+
 class CodePrior(Model):
     """A model of the codes of a trained model, which it contains: p(z), and so a bound.
 

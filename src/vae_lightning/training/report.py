@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from vae_lightning.configuration.quoting import command, override, printable, program
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
-from vae_lightning.models.base import CodePrior, Model
+from vae_lightning.models.base import CodePrior, DiscreteModel, Model
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoints import read, steps
 from vae_lightning.runs.directory import remove
@@ -96,7 +96,10 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
             f"  dashboard   {program('tensorboard')} --logdir {shlex.quote(logs)} "
             "--samples_per_plugin images=500"
         )
-    if checkpoint:
+    if checkpoint and isinstance(model, DiscreteModel):  # whose samples need a prior
+        of_codes = override("data.run", directory)
+        places.append(f"  its prior   {command('train', 'experiment=prior', of_codes)}")
+    elif checkpoint:
         places.append(f"  samples     {command('sample', override('checkpoint', directory))}")
     log.info("\n%s\n\n  %s", table(figures, model, noun, rows), "\n  ".join(places))
 

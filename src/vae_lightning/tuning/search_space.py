@@ -1,6 +1,7 @@
 """What a search varies: the space, the configuration of a trial, and the recipe of the best one."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from vae_lightning.configuration import quoting
 from vae_lightning.configuration.building import require, require_list
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 BESIDE = ("trials", "study", "storage")
 """What may be another each time that a study is gone on with."""
@@ -68,15 +71,22 @@ class Space:
 def read_space(config: dict[str, Any]) -> Space:
     """Read what varies from ``search`` in a configuration.
 
+    A line names what ``search=default`` varies and this model doesn't have.
+
     Raises:
         ConfigurationError: naming the key.
     """
     space = Space({}, {})
+    default: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "search" / "default.yaml"))
+    usual = dict(_dimensions(default["search"]))
     for key, node in _dimensions(config["search"]):
         name = f"search.{key}"
         part, value = key.split("."), cast("Any", config)
         while part and isinstance(value, dict) and part[0] in value:
             value = value[part.pop(0)]
+        if part and usual.get(key) == node:
+            log.info("search=default: this model has no %s, which isn't searched", key)
+            continue
         if part or isinstance(value, dict):
             raise ConfigurationError(
                 f"{name}: {key} is no value of the configuration; what is searched is {_FORMS}"

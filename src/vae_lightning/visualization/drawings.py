@@ -9,7 +9,14 @@ from torch import Tensor
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.data.music.attributes import ATTRIBUTES, vector
 from vae_lightning.data.music.modality import Music
-from vae_lightning.models.base import Autoencoder, Batch, DiscreteModel, LatentModel, Model
+from vae_lightning.models.base import (
+    Autoencoder,
+    Batch,
+    DiscreteModel,
+    LatentModel,
+    Model,
+    with_codes,
+)
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.visualization import grids
 
@@ -95,6 +102,7 @@ def missing(name: Drawing, model: Model) -> str:
     """Return why there is no such drawing of a model; empty: there is one."""
     if name == "samples":
         return ""
+    model = with_codes(model)
     if name == "reconstructions":
         return "" if isinstance(model, Autoencoder) else "the model doesn't encode examples"
     if name == "codes":
@@ -163,6 +171,7 @@ def draw(
         None: these examples have no such drawing, as the KL of latents that is only sampled.
     """
     if name == "reconstructions":
+        model = with_codes(model)
         assert isinstance(model, Autoencoder)
         batch = next(iter(batches))
         first = model.take(batch.take(torch.arange(min(_RECONSTRUCTED, len(batch.x)))))
@@ -171,6 +180,7 @@ def draw(
         shown = torch.cat([first.x.float().cpu(), reconstructed])
         return Drawn(picture, (data.modality.noun, "reconstruction"), examples=shown)
     if name == "codes":
+        model = with_codes(model)
         assert isinstance(model, DiscreteModel)
         batch = next(iter(batches))
         first = model.take(batch.take(torch.arange(min(_RECONSTRUCTED, len(batch.x)))))

@@ -274,7 +274,7 @@ def build(explorer: Explorer, sliders: int, title: str, scratch: str) -> Any:
                         elem_classes="picture", elem_id="reconstruction", min_width=100
                     )
                 if explorer.takes_midi:
-                    gr.Markdown("**Drop** a MIDI file:")
+                    gr.Markdown("**Drop** a MIDI file, of which the first bars are taken:")
                     drop = gr.HTML(html_template=DROP_HERE, js_on_load=DROP, elem_id="drop")
                     refused = gr.Markdown(elem_id="refused")
                 if explorer.takes_drawings:

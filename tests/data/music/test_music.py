@@ -63,7 +63,21 @@ def test_batches_hold_whole_windows_and_know_their_places():
     assert torch.equal(batch.x, data.x["train"][batch.indices])
     assert (batch.x[:, 0] >= FIRST_PITCH).all()
     held_out = next(iter(data.split("val")))
-    assert torch.equal(held_out.x, data.splits["val"])
+    assert torch.equal(held_out.x, data.x["train"][held_out.indices])
+
+
+def test_neighbours_of_a_held_out_split_are_seldom_of_one_piece():
+    """Windows of a piece overlap by half: the second half of one is the first of the next."""
+    data = exercises()
+    for part in ("val", "test"):
+        shown, in_order = next(iter(data.split(part))).x, data.splits[part]
+        assert sorted(shown.flatten(1).tolist()) == sorted(in_order.flatten(1).tolist())
+        follow, followed = (
+            (x[:-1, 17:32] == x[1:, 1:16]).flatten(1).all(1).float().mean()
+            for x in (shown, in_order)
+        )
+        assert followed > 0.5
+        assert follow < 0.2
 
 
 def test_training_windows_are_transposed_and_no_others():
@@ -76,7 +90,8 @@ def test_training_windows_are_transposed_and_no_others():
     ranges = data.splits["train"][data.splits["train"] >= FIRST_PITCH]
     assert batch.x[onset].min() >= ranges.min()
     assert batch.x.max() <= ranges.max()
-    assert torch.equal(next(iter(data.split("test"))).x, data.splits["test"])
+    tested = next(iter(data.split("test")))
+    assert torch.equal(tested.x, data.splits["test"][tested.indices])
 
 
 def test_chorales_are_split_by_piece_and_their_voices_kept(monkeypatch):

@@ -92,8 +92,9 @@ class MusicDataModule(DataModule):
         if not self.x:
             train, val, test = (len(self.splits[each]) for each in ("train", "val", "test"))
             self.train_indices = torch.arange(train)
-            self.val_indices = torch.arange(train, train + val)
-            self.test_indices = torch.arange(test)
+            # In the order of a file, windows of one piece would follow on each other.
+            self.val_indices = train + self.split_order(val)
+            self.test_indices = self.split_order(test)
         super().setup(stage)
 
     def drawing(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:

@@ -139,9 +139,8 @@ def _parts(content: bytes, name: str) -> list[list[Note]]:
                 if message.type == "note_on" and message.velocity:
                     begun[key] = now
     except Exception as error:  # what a foreign file can make mido raise has no end
-        raise ValueError(
-            f"{name}: no MIDI file, or damaged ({printable(error)[:80] or type(error).__name__})"
-        ) from error
+        problem = f" ({printable(error)[:80]})" if str(error) else ""
+        raise ValueError(f"{name}: no MIDI file, or damaged{problem}") from error
     if not 0 < per_beat < 1 << 15:
         raise ValueError(f"{name}: timed in frames (SMPTE), not in beats")
     if not parts:

@@ -46,7 +46,7 @@ class MusicVAE(base.LatentModel):
     shown: ClassVar[Sequence[str]] = ("latent_gap", "token_accuracy", "onset_accuracy", "exact")
     importance_samples: ClassVar[int] = 50
     quantity: Literal["mass", "density", "neither"] = "mass"
-    meaning = "a mass of the tokens on the grid of 16ths"
+    meaning: str = "a mass of the tokens on the grid of 16ths"
     prior_loc: Tensor
     prior_scale: Tensor
 
@@ -111,6 +111,8 @@ class MusicVAE(base.LatentModel):
             )
         self.latent_dim, self.steps, self.voices = latent_dim, steps, voices
         self.lists_sets = data.values == "sets"
+        if self.lists_sets:
+            self.meaning = "a mass of each step's set of pitches"
         self.kl_settings: tuple[float, objectives.KLSchedule, int] = (
             kl_weight,
             kl_schedule,
@@ -202,8 +204,9 @@ class MusicVAE(base.LatentModel):
     def measure(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Return the figures of each example, ``[B]``, and the counts that shares are of.
 
-        ``latent_gap`` compares log p(x|z) at the example's own z with that at its neighbour's in
-        the batch: a decoder that doesn't use its latent has none.
+        ``latent_gap`` compares log p(x|z) at the example's own z with that at the next one's in the
+        batch, which is of another piece: a decoder that doesn't use its latent has none, and
+        neither has a batch of one.
         """
         x = batch.x
         posterior = self.posterior(batch)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vae_lightning.data.modality import png
 from vae_lightning.data.music.sound import RATE
-from vae_lightning.models.base import Autoencoder, LatentModel, Model
+from vae_lightning.models.base import Autoencoder, CodePrior, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.runs import atomic_files
 from vae_lightning.runs.loggers import Dispensable
@@ -91,7 +91,7 @@ class Reconstructions(Picture):
 
     def missing(self, model: Model) -> str:
         """Return why there is no such picture of a model; empty: there is one."""
-        return drawings.missing("reconstructions", model)
+        return _missing("reconstructions", model)
 
     def draw(self, trainer: Trainer, model: Model) -> Tensor:
         """Return the picture, ``[3, H, W]`` in [0, 1]."""
@@ -156,7 +156,7 @@ class LatentPicture(Picture):
 
     def missing(self, model: Model) -> str:
         """Return why there is no such picture of a model; empty: there is one."""
-        return drawings.missing(self.what, model)
+        return _missing(self.what, model)
 
     @freed()
     def draw(self, trainer: Trainer, model: Model) -> Tensor | None:
@@ -170,6 +170,13 @@ class LatentPicture(Picture):
         from vae_lightning.visualization.plots import rasterize  # matplotlib is loaded now
 
         return rasterize(drawn.picture)
+
+
+def _missing(name: drawings.Drawing, model: Model) -> str:
+    """Return why training draws no such picture of a model; empty: it does."""
+    if isinstance(model, CodePrior):
+        return "the codes are those of a trained model, which stays as it is"
+    return drawings.missing(name, model)
 
 
 def _play(trainer: Trainer, name: str, examples: Callable[[], Tensor]) -> None:
