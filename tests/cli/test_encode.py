@@ -75,7 +75,7 @@ SPOILT = {
         lambda folder: [file.unlink() for file in folder.iterdir()],
         "holds no pictures",
     ),
-    "gone": (shutil.rmtree, "images=.*: .*my digits is no folder"),
+    "gone": (shutil.rmtree, "images=.*my digits is no folder"),
 }
 
 

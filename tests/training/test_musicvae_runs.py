@@ -167,7 +167,7 @@ def test_own_midi_files_are_encoded_and_named(melodies, tmp_path, monkeypatch):
     ("line", "message"),
     [
         ("encode {run} images=x", "images=x: this model is of music; type music=<folder>"),
-        ("encode {run} music=none", "music=none: none: not found"),
+        ("encode {run} music=none", "music=none: not found"),
         ("encode {run} music=x images=y", "images= and music=: type one of the two"),
         ("sample {run} top_k=3", "top_k=3: only a prior over codes has it"),
         ("sample {trained} form=mid", "form=mid: not of images; type one of form=grid, form=png, "),
