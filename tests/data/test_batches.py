@@ -62,7 +62,8 @@ def test_a_batch_holds_the_pixels_and_label_of_its_indices():
 def test_batches_are_made_on_the_device_that_trains(settings):
     data = make(**settings)
     strategy = SimpleNamespace(root_device=torch.device("meta"))
-    data.trainer = SimpleNamespace(strategy=strategy, training=False, global_rank=0, world_size=1)
+    rank = {"global_rank": 0, "world_size": 1}
+    data.trainer = SimpleNamespace(strategy=strategy, training=False, overfit_batches=0, **rank)
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
         assert {each.device.type for each in next(iter(loader))[:3]} == {"meta"}
     assert {each.device.type for each in data.examples(3)[:3]} == {"cpu"}

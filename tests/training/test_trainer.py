@@ -1,10 +1,13 @@
 """What the Trainer is given, and what a run says of how it ended."""
 
 import json
+import warnings
 
 import pytest
+import torch
 
 from conftest import SUBSET, train_in, typed
+from vae_lightning import VAEModule
 
 SHORT = ["callbacks=minimal", "logger=none"]
 RATE = "+callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor"
@@ -55,6 +58,44 @@ def test_a_run_that_would_train_or_validate_nothing_is_refused(
 def test_what_lightning_takes_is_taken(overrides, tmp_path):
     directory = train_in(tmp_path, *SHORT, "trainer.max_epochs=1", *overrides)
     assert json.loads((directory / "metrics.json").read_text())["run"]["epochs"] == 1
+
+
+def test_what_is_overfitted_is_the_same_in_every_epoch(tmp_path, monkeypatch):
+    seen = []
+    taken = VAEModule.training_step
+
+    def noted(self, batch, batch_idx):
+        seen.append((batch.indices.tolist(), batch.x.sum().item()))
+        return taken(self, batch, batch_idx)
+
+    monkeypatch.setattr(VAEModule, "training_step", noted)
+    drawn = ("trainer.overfit_batches=2", "data.binarization=stochastic", "trainer.max_epochs=3")
+    train_in(tmp_path, *SHORT, "model.hidden_dims=[4]", "data.batch_size=8", *drawn)
+    assert len(seen) == 6
+    assert seen[:2] == seen[2:4] == seen[4:]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Kineto, where there is no GPU
+@pytest.mark.parametrize(("profiler", "line"), [("simple", "training_step"), ("pytorch", "aten::")])
+def test_a_profile_is_written_into_the_run_directory(tmp_path, profiler, line):
+    typed_too = ("trainer.max_epochs=1", "data.batch_size=32", "model.hidden_dims=[4]")
+    run = train_in(tmp_path, *SHORT, *typed_too, f"trainer.profiler={profiler}")
+    assert line in (run / "fit-profile.txt").read_text()
+    assert {each.name for each in tmp_path.iterdir()} == {"outputs"}
+
+
+def test_an_anomaly_is_looked_for_where_asked_to(tmp_path, monkeypatch):
+    asked = []
+    taken = VAEModule.training_step
+    monkeypatch.setattr(
+        VAEModule,
+        "training_step",
+        lambda self, *batch: asked.append(torch.is_anomaly_enabled()) or taken(self, *batch),
+    )
+    with warnings.catch_warnings(action="ignore"):  # that it is slow
+        train_in(tmp_path, *SHORT, "trainer.max_steps=2", "trainer.detect_anomaly=true")
+    assert asked == [True, True]
 
 
 def test_a_run_that_ends_early_says_so_and_each_improvement_where_asked_to(tmp_path):

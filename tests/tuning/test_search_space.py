@@ -133,7 +133,7 @@ def test_what_the_default_search_varies_and_a_model_lacks_is_named_and_left_out(
     assert set(space.distributions) == {"optimizer.learning_rate", "data.batch_size"}
     assert "this model has no model.hidden_dims" in caplog.text
     config["search"]["model"]["hidden_dims"] = [[3]]
-    with pytest.raises(ConfigurationError, match="model.hidden_dims is no value of the config"):
+    with pytest.raises(ConfigurationError, match=r"model\.hidden_dims is no value of the config"):
         search_space.read_space(config)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
 from vae_lightning.data.protocol import WHITE
 from vae_lightning.models.base import Batch
@@ -116,6 +117,7 @@ class ShuffledBatches(Batches):
         drawing: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         progress: Callable[[], int] = int,
         share: Share = ALL,
+        is_fixed: bool = False,
     ) -> None:
         """Take the data and the seed.
 
@@ -130,17 +132,19 @@ class ShuffledBatches(Batches):
             progress: returns, when the first batch is needed, how many batches of the epoch were
                 taken before; by default none.
             share: as in ``Batches``.
+            is_fixed: every epoch is the first one, in the order of the indices.
         """
         super().__init__(x, y, indices, batch_size, share)
+        self.is_fixed = is_fixed
         self.progress = progress
         self.seed = seed
         self.drawing = drawing
         self.epoch = 0
 
     @property
-    def sampler(self) -> "ShuffledBatches":
-        """What Lightning calls ``set_epoch`` on before each epoch."""
-        return self
+    def sampler(self) -> "ShuffledBatches | SequentialSampler":
+        """What Lightning calls ``set_epoch`` on before each epoch, or sees that nothing changes."""
+        return SequentialSampler(self.indices) if self.is_fixed else self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
@@ -148,6 +152,8 @@ class ShuffledBatches(Batches):
 
     def order(self) -> Tensor:
         """Return the indices in the order of this epoch's visit."""
+        if self.is_fixed:
+            return self.indices
         # RandomState is the one generator whose stream NumPy has promised never to change.
         order = np.random.RandomState([self.seed, self.epoch]).permutation(len(self.indices))
         return self.indices[torch.from_numpy(order)]

@@ -194,6 +194,7 @@ class DataModule(LightningDataModule, ABC):
             self.drawing(),
             self._batches_done,
             self.share,
+            is_fixed=bool(self.trainer and self.trainer.overfit_batches),  # type: ignore[attr-defined]
         )
 
     def drawing(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -38,6 +40,9 @@ TRAINER_KINDS: dict[str, Any] = {
     "limit_train_batches": PositiveInt | _Share,  # without any the figures would be of no training
     "limit_val_batches": _Batches,
     "limit_test_batches": _Batches,
+    "overfit_batches": _Batches,
+    "profiler": Literal["simple", "pytorch"] | None,
+    "detect_anomaly": bool,
     "fast_dev_run": bool | NonNegativeInt,
     "log_every_n_steps": NonNegativeInt,
     "check_val_every_n_epoch": PositiveInt | None,
@@ -52,6 +57,13 @@ TRAINER_KINDS: dict[str, Any] = {
     ],
 }
 """What Lightning's Trainer takes unchecked, and then divides by, clips with or counts down."""
+
+
+PROFILERS: dict[str, Callable[..., Profiler]] = {
+    "simple": SimpleProfiler,
+    "pytorch": PyTorchProfiler,
+}
+"""Lightning's profilers by name."""
 
 
 def build_trainer(
@@ -107,7 +119,11 @@ def build_trainer(
             for name, logger in loggers.items()
         ],
         default_root_dir=directory,
-        profiler=Unprofiled(),
+        profiler=(
+            PROFILERS[profiler](dirpath=directory, filename="profile")
+            if (profiler := config.trainer.get("profiler"))
+            else Unprofiled()
+        ),
         plugins=[VerifiedFiles(), environment],
     )
 
