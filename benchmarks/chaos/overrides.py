@@ -266,6 +266,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "trainer.limit_train_batches": lambda value: is_share(value, 4) and value > 0,
     "trainer.limit_val_batches": lambda value: is_share(value, 1),
     "trainer.limit_test_batches": lambda value: is_share(value, 1),
+    "trainer.overfit_batches": lambda value: is_share(value, 1),
     "trainer.fast_dev_run": lambda value: value >= 0,
     "trainer.log_every_n_steps": lambda value: value is not None and value >= 0,
     "trainer.check_val_every_n_epoch": lambda value: value is not None and value > 0,

@@ -64,6 +64,11 @@ def test_a_latent_is_active_by_the_variance_of_its_posterior_mean():
     assert active(means).tolist() == [False, True, True]
 
 
+def test_of_one_example_no_latent_is_active():
+    assert not active(torch.tensor([[3.0, -5.0]])).any()
+    assert active(torch.tensor([[3.0, 1.0], [-3.0, 1.0]])).tolist() == [True, False]
+
+
 def test_the_standard_error_is_the_means():
     values = torch.randn(2000, 100, generator=torch.Generator().manual_seed(0))
     stated = sum(standard_error(row) for row in values) / len(values)

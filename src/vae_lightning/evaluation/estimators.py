@@ -62,9 +62,14 @@ def standard_error(values: Tensor) -> float:
     return float(values.double().std() / len(values) ** 0.5)
 
 
+def spread(posterior_means: Tensor) -> Tensor:
+    """Return the variance of each latent over N posterior means ``[N, D]``: ``[D]``; of one, 0."""
+    return posterior_means.double().var(dim=0, correction=min(1, len(posterior_means) - 1))
+
+
 def active(posterior_means: Tensor) -> Tensor:
     """Return which latents are active, ``[D]``, given all images' posterior means, ``[N, D]``."""
-    return posterior_means.double().var(dim=0) > ACTIVE_VARIANCE
+    return spread(posterior_means) > ACTIVE_VARIANCE
 
 
 def code_use(counts: Tensor) -> dict[str, float]:

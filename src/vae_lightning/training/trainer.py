@@ -213,12 +213,15 @@ def refuse_empty_limits(trainer: Trainer, config: DictConfig, data: DataModule) 
         ("val", validation, data.eval_batch_size),
         ("test", data.test_indices, data.eval_batch_size),
     ):
-        limit, batches = config.get(f"limit_{split}_batches"), math.ceil(len(indices) / size)
+        overfits = split != "test" and config.get("overfit_batches")
+        key = "overfit_batches" if overfits else f"limit_{split}_batches"
+        limit, batches = config.get(key), math.ceil(len(indices) / size)
         if isinstance(limit, float) and limit > 0 and batches and int(limit * batches) < 1:
             raise ConfigurationError(
-                f"trainer.limit_{split}_batches={limit}: less than one of the {batches} batches"
+                f"trainer.{key}={limit}: less than one of the {batches} batches ({split})"
             )
-    interval, limit = config.get("val_check_interval"), config.get("limit_train_batches", 1.0)
+    interval = config.get("val_check_interval")
+    limit = config.get("overfit_batches") or config.get("limit_train_batches", 1.0)
     steps = math.ceil(len(data.train_indices) / (data.batch_size * trainer.world_size))
     steps = min(limit, steps) if isinstance(limit, int) else int(limit * steps)
     in_epoch = trainer.check_val_every_n_epoch is not None  # else counted through the epochs

@@ -9,6 +9,7 @@ from torch import Tensor
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.data.music.attributes import ATTRIBUTES, vector
 from vae_lightning.data.music.modality import Music
+from vae_lightning.evaluation.estimators import spread
 from vae_lightning.models.base import (
     Autoencoder,
     Batch,
@@ -230,8 +231,8 @@ def _decoded(
         across = "times the row's vector, added to the first example's latent"
         return Drawn(picture, list(ATTRIBUTES), reach, across, examples=decoded[0])
     if name == "traversals":
-        spread = point.var(0) if encoded.kl is None else encoded.kl
-        most_used = spread.argsort(descending=True)[:_TRAVERSED].tolist()
+        use = spread(point) if encoded.kl is None else encoded.kl
+        most_used = use.argsort(descending=True)[:_TRAVERSED].tolist()
         return Drawn(
             grids.traversal_grid(modality, decode, torch.zeros(point.shape[1]), most_used),
             [f"z{latent}".translate(SUBSCRIPTS) for latent in most_used],

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.data.music.modality import Music
+from vae_lightning.evaluation.estimators import spread
 from vae_lightning.models.base import Batch, LatentModel
 from vae_lightning.visualization.drawings import Encoded, encode
 from vae_lightning.visualization.plots import map_axes
@@ -88,5 +89,5 @@ def nearest(points: Tensor, point: Tensor) -> int:
 
 def most_active(seen: Encoded, count: int) -> list[int]:
     """Return the latents that carry the most nats, or vary most where these aren't known."""
-    spread = seen.point.var(0) if seen.kl is None else seen.kl
-    return spread.argsort(descending=True)[:count].tolist()
+    use = spread(seen.point) if seen.kl is None else seen.kl
+    return use.argsort(descending=True)[:count].tolist()
