@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,16 +110,20 @@ def test_data_that_the_run_was_not_of_is_not_fetched(run, monkeypatch):
     assert not (run.parent / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("place", ["dirpath={victim}", "dirpath=../victim", "filename=../../x"])
+def test_a_callback_writes_into_the_run_directory_only(run, victim, monkeypatch, place):
+    own = ("_target_=" + OWN, place.format(victim=victim))
+    with pytest.raises(SystemExit, match="outside of the run directory"):
+        resume(run, monkeypatch, *(f"+callbacks.mine.{each}" for each in own))
+    assert [each.name for each in victim.iterdir()] == ["thesis.txt"]
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
-def test_a_place_that_is_typed_again_is_the_user_s_own(run, victim, monkeypatch):
-    add(run, "callbacks", _target_=OWN, dirpath=str(victim), filename="x", monitor=None)
-    own = ("_target_=" + OWN, f"dirpath={victim}", "filename=x")
+def test_a_callback_s_folder_lies_in_the_run_directory(run, monkeypatch):
+    own = ("_target_=" + OWN, "dirpath=mine", "filename=x")
     resume(run, monkeypatch, *(f"+callbacks.mine.{each}" for each in own))
-    assert sorted(each.name for each in victim.iterdir()) == [
-        "thesis.txt",
-        "x.ckpt",
-        "x.ckpt.sha256",
-    ]
+    assert sorted(each.name for each in (run / "mine").iterdir()) == ["x.ckpt", "x.ckpt.sha256"]
+    assert not Path("mine").exists()
 
 
 def test_a_checkpoint_that_remembers_files_of_others_deletes_none(run, victim, monkeypatch):

@@ -33,7 +33,7 @@ from chaos.runs import (
     train,
     trained,
 )
-from conftest import DATA, build_module
+from conftest import DATA, build_module, evaluated
 from vae_lightning.runs import atomic_files, provenance
 from vae_lightning.runs.checkpoints import VerifiedFiles, file_of_step
 from vae_lightning.training.callbacks import checkpoints
@@ -271,6 +271,20 @@ def test_a_rate_that_a_schedule_sets_is_kept(tmp_path):
         "error: optimizer.learning_rate=0.0001: optimizer.schedule=one_cycle sets the rate, "
         "and is kept"
     )
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_what_is_tested_and_are_resumed_bitwise(tmp_path, monkeypatch):
+    arguments = [*SMALL, "callbacks=[minimal,ema]", "callbacks.ema.decay=0.9"]
+    assert train(tmp_path / "whole", *arguments) == 0
+    whole = run_of(tmp_path / "whole")
+    assert differences(stopped_and_resumed(tmp_path / "stopped", arguments, 5), whole) == []
+    best = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
+    averaged, current = best["state_dict"], best["current_model_state"]
+    assert any(not torch.equal(each, averaged[name]) for name, each in current.items())
+    tested = json.loads((whole / "metrics.json").read_text())["figures"]["test/elbo"]
+    measured = evaluated(whole, tmp_path, monkeypatch, "metrics=[bound]")["figures"]["test/elbo"]
+    assert measured == pytest.approx(tested, abs=1e-3)
 
 
 EARLY = ["callbacks.early_stopping.min_delta=1000", "trainer.max_epochs=4"]

@@ -15,6 +15,7 @@ TARGETS = frozenset(
         "lightning.pytorch.callbacks.EarlyStopping",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
+        "vae_lightning.training.callbacks.averaging.AveragedWeights",
         "vae_lightning.training.callbacks.checkpoints.BestCheckpoint",
         "vae_lightning.training.callbacks.dashboard.Dashboard",
         "vae_lightning.training.callbacks.checkpoints.LastCheckpoint",

@@ -176,12 +176,17 @@ def _refuse_places_elsewhere(config: DictConfig, directory: Path, typed: Set[str
             above = {group, f"{group}.{name}", place}
             if not isinstance(value, str) or value == _RUN_DIRECTORY or above & typed:
                 continue
-            path = Path(value) if key in ("dirpath", "save_dir") else directory / value
+            path = Path(value) if key == "save_dir" else directory / value
             if "${" in value or not path.resolve().is_relative_to(directory.resolve()):
+                yours = (
+                    f"if that is yours, type {printable(f'{group}.{name}')} beside it, as when the "
+                    "run was begun"
+                )
+                inside = "a callback writes into its run directory only"
                 raise ConfigurationError(
                     f"{quoting.override('resume', directory)}: its configuration writes to another "
-                    f"place, {printable(place)}={printable(value)[:100]}; if that is yours, type "
-                    f"{printable(f'{group}.{name}')} beside it, as when the run was begun"
+                    f"place, {printable(place)}={printable(value)[:100]}; "
+                    f"{yours if group == 'logger' else inside}"
                 )
 
 

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from lightning import Callback, Trainer
@@ -97,7 +97,7 @@ def build_trainer(
     several = {"strategy": DDPStrategy(forward_sync_buffers=False, **strategy)}  # type: ignore[arg-type]
     loggers = {str(name): logger for name, logger in config.logger.items() if logger}
     validated = data.holds_out and config.trainer.get("limit_val_batches") != 0
-    callbacks = build_callbacks(config.callbacks, module, validated)
+    callbacks = build_callbacks(config.callbacks, module, validated, directory)
     for callback in callbacks:
         if isinstance(callback, LearningRateMonitor) and not loggers:
             raise ConfigurationError(
@@ -128,17 +128,21 @@ def build_trainer(
     )
 
 
-def build_callbacks(config: DictConfig, module: VAEModule, validated: bool) -> list[Callback]:
+def build_callbacks(
+    config: DictConfig, module: VAEModule, validated: bool, directory: Path
+) -> list[Callback]:
     """Build the callbacks; those that monitor validation are left out where there is none.
 
     Raises:
-        ConfigurationError: a part refuses its values, monitors a figure that isn't published, or
-            is to end a run by a validation that there isn't.
+        ConfigurationError: a part refuses its values, monitors a figure that isn't published, is to
+            end a run by a validation that there isn't, or would write outside the run directory.
     """
     built = []
     for name, callback in config.items():
         if not callback or callback.get("patience", 0) is None:  # of early_stopping, by default
             continue
+        if callback.get("dirpath") is not None:
+            callback = _in_directory(str(name), callback, directory)
         monitor = callback.get("monitor")
         if monitor == CRITERION:
             criterion = module.model.criterion
@@ -173,6 +177,23 @@ def build_callbacks(config: DictConfig, module: VAEModule, validated: bool) -> l
                 raise ConfigurationError(f"callbacks.{name!s}.label={label}: {known}")
             built.append(part)
     return built
+
+
+def _in_directory(name: str, callback: DictConfig, directory: Path) -> DictConfig:
+    """Return a callback's settings with its folder in the run directory.
+
+    Raises:
+        ConfigurationError: the folder lies elsewhere.
+    """
+    dirpath = require(f"callbacks.{name}.dirpath", callback.dirpath, str)
+    folder = (directory / dirpath).resolve()
+    is_rehearsed = directory == Path()  # built once before there is a directory
+    if not is_rehearsed and not folder.is_relative_to(directory.resolve()):
+        raise ConfigurationError(
+            f"callbacks.{name}.dirpath={dirpath}: outside of the run directory; "
+            f"type a folder in it, as callbacks.{name}.dirpath=mine"
+        )
+    return cast("DictConfig", OmegaConf.merge(callback, {"dirpath": str(folder)}))
 
 
 def choose_accelerator(name: str) -> str:

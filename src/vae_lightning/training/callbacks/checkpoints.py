@@ -180,7 +180,7 @@ class BestCheckpoint(Checkpoint):
 
 
 def refuse_names_of_run(callbacks: Iterable[Callback], directory: Path) -> None:
-    """Check that no ``ModelCheckpoint`` would write a run's own checkpoints, or have them removed.
+    """Check that no ``ModelCheckpoint`` would write a run's own checkpoints, or elsewhere.
 
     Args:
         callbacks: of a run.
@@ -196,10 +196,19 @@ def refuse_names_of_run(callbacks: Iterable[Callback], directory: Path) -> None:
         if any(isinstance(each, kind) for each in callbacks)
     }
     for callback in callbacks:
-        if not isinstance(callback, ModelCheckpoint) or Path(callback.dirpath or "") != folder:
+        if not isinstance(callback, ModelCheckpoint):
             continue
         tried = {name: torch.tensor(10) for name in ("epoch", "step")}
-        names = [Path(callback.format_checkpoint_name(tried)).name]
+        file = Path(callback.format_checkpoint_name(tried))
+        place = (directory / (callback.dirpath or "") / file).resolve()
+        if directory != Path() and not place.is_relative_to(directory.resolve()):
+            raise ConfigurationError(
+                f"{override('filename', callback.filename or '')}: a ModelCheckpoint would write "
+                "outside of the run directory; type a name without .. and / at its start"
+            )
+        if Path(callback.dirpath or "") != folder:
+            continue
+        names = [file.name]
         if callback.save_last:
             names.append(f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}")
         for name in names:
