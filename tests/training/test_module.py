@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import build_module
 from gpu import Traffic
@@ -367,3 +368,26 @@ def test_a_decoder_that_starts_from_the_mean_image_draws_it_at_first(subset, tmp
     mean = (subset.x["train"][subset.train_indices].float() / 255).mean(0)
     drawn = module.model.sample(1, SamplingNoise(1))[0].detach()
     torch.testing.assert_close(drawn, mean.clamp(1e-3, 1 - 1e-3))
+
+
+def test_any_loader_trains_and_tests_and_the_figures_are_returned(subset, tmp_path):
+    x = subset.x["train"][:200]
+    own = trainer(tmp_path, max_epochs=1)
+    module = build_module(hidden_dims=[8])
+    grey = (x.float() / 255, torch.zeros(200, dtype=torch.int64))
+    own.fit(module, DataLoader(TensorDataset(*grey), 50), DataLoader(x[:50], 25))
+    found = []
+    for loader in (
+        DataLoader(TensorDataset(*grey), 50),  # (x, y)
+        DataLoader(x[:, 0], 40),  # uint8, without an axis of channels
+    ):
+        [figures] = own.test(module, loader, verbose=False)
+        found.append(figures["test/elbo"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    batch = Batch(grey[0], indices=torch.arange(200))
+    expected = module.model.measure(batch, EvaluationNoise(batch.indices))["elbo"].mean().item()
+    assert found[0] == pytest.approx(expected, rel=1e-5)
+    [validated] = own.validate(module, DataLoader(x, 50), verbose=False)
+    assert validated["val/elbo"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="values from 0 to 255; images are uint8, or floats in"):
+        own.test(module, DataLoader(x.float(), 50), verbose=False)

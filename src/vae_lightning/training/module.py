@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from vae_lightning import __version__
+from vae_lightning.data.datamodule import DataModule
 from vae_lightning.models.base import Batch, Model, target_of
 from vae_lightning.models.noise import EvaluationNoise, TrainingNoise
+from vae_lightning.training.loaders import AnyLoader
 from vae_lightning.training.meters import Means, TrainingFigures, counts_of, per_count
 from vae_lightning.training.optimizers import Optimization, change_rate
 from vae_lightning.training.speedups import QuickModule, with_signature
 
 
-class VAEModule(QuickModule):
+class VAEModule(QuickModule, AnyLoader):
     """A model with its loss, its optimiser and its figures.
 
     The loss is the batch mean of the model's loss, over the batches of all processes together.
@@ -57,14 +59,15 @@ class VAEModule(QuickModule):
 
     def on_fit_start(self) -> None:
         """Let the model start from the training data, in a run that isn't resumed."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         begun = self.is_begun or self.trainer.ckpt_path or self.global_step
-        if data is not None and not begun:
+        if isinstance(data, DataModule) and not begun:
             self.model.initialize(data.training_examples())
 
     @with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch mean of the loss."""
+        batch = self.as_batch(batch)
         seen = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         x, total = batch.x, batch.total
         noise = self.training_noise.of(seen, len(x), x.device, total, batch.first)
@@ -138,7 +141,7 @@ class VAEModule(QuickModule):
 
     def validation_step(self, batch: Batch) -> None:
         """Add a batch to the figures."""
-        figures = self.measure(batch)
+        figures = self.measure(self.as_batch(batch))
         self.evaluation.update(*(figures[name] for name in self.evaluation.names))
 
     test_step = validation_step
@@ -172,11 +175,11 @@ class VAEModule(QuickModule):
 
     def _publish(self, figures: dict[str, float]) -> None:
         """Hand figures to callbacks by name, and to the loggers."""
-        self._log(figures)
+        self._log(figures, to_loggers=not self.returns_figures)
         if figures and not self.trainer.sanity_checking:
-            self.log_dict(figures, logger=False)
+            self.hand_over(figures)
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _log(self, figures: dict[str, float], to_loggers: bool = True) -> None:
         """Hand figures to the loggers at the number of optimiser steps done.
 
         Lightning's own step axis starts at 0 and differs between the stages by one.
@@ -188,7 +191,7 @@ class VAEModule(QuickModule):
             if not math.isfinite(figure):
                 steps = self.global_step
                 raise FloatingPointError(f"{name} is {figure} after {steps} steps; {ADVICE}")
-        if figures and not self.trainer.sanity_checking:
+        if figures and to_loggers and not self.trainer.sanity_checking:
             for logger in self.loggers:
                 logger.log_metrics(figures, step=self.global_step)
 
