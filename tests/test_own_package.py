@@ -32,9 +32,10 @@ def here(tmp_path_factory):
     (folder / "my_package").mkdir()
     (folder / "my_package" / "__init__.py").touch()
     (folder / "my_package" / "parts.py").write_text("\n\n".join(blocks("python")))
-    (folder / "my_configs" / "model").mkdir(parents=True)
-    [configuration] = blocks("yaml")
-    (folder / "my_configs" / "model" / "linear.yaml").write_text(configuration)
+    for configuration in blocks("yaml"):
+        file = folder / configuration.splitlines()[0].removeprefix("# ")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(configuration)
     return folder
 
 
@@ -55,13 +56,14 @@ def refused(here, command, *arguments):
 def runs(here):
     """The run directory of each line of the page."""
     for number, line in enumerate(LINES):
-        finished(here, "train", *line, *SUBSET, *QUICK, f"hydra.run.dir=run{number}")
+        data = () if any(each.startswith("data=") for each in line) else SUBSET
+        finished(here, "train", *line, *data, *QUICK, f"hydra.run.dir=run{number}")
     return [here / f"run{number}" for number in range(len(LINES))]
 
 
 @pytest.mark.slow
 def test_each_line_of_the_page_trains_and_stores_what_it_names_but_not_that_it_was_allowed(runs):
-    assert len(runs) == 5
+    assert len(runs) == 7
     for directory in runs:
         stored = (directory / ".hydra" / "config.yaml").read_text()
         assert "my_package.parts." in stored
@@ -71,6 +73,8 @@ def test_each_line_of_the_page_trains_and_stores_what_it_names_but_not_that_it_w
     assert b"train/norm" in b"".join(
         file.read_bytes() for file in runs[3].glob("tensorboard/events*")
     )
+    assert json.loads((runs[5] / "metrics.json").read_text())["protocol"]["data"] == "stripes"
+    assert "val/elbo" in (runs[6] / "figures.jsonl").read_text()
 
 
 @pytest.mark.slow
@@ -83,6 +87,7 @@ def test_each_line_of_the_page_trains_and_stores_what_it_names_but_not_that_it_w
         ("evaluate", 4, (SUBSET[1], "metrics=[bound]")),
         ("encode", 4, (SUBSET[1],)),
         ("visualize", 4, (SUBSET[1], "what=[samples]")),
+        ("evaluate", 5, ("metrics=[bound]",)),
         ("export", 4, ("formats=[safetensors]",)),
     ],
 )

@@ -425,7 +425,7 @@ def line_of(override: Override) -> list[str]:
         others = [
             path.stem
             for path in (CONFIGS / "callbacks").glob("*.yaml")
-            if path.stem not in ("default", "minimal", callback)
+            if path.stem not in ("default", "minimal", "ema", callback)
         ]
         return [*base, *(f"~callbacks.{name}" for name in others), str(override)]
     return [*base, "callbacks=minimal", str(override)]

@@ -71,6 +71,7 @@ def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
         "data=folder",
         "data=arrays",
         "data=given",
+        "callbacks=[default,ema]",
     )
     composed = [compose(), *(compose(each) for each in others)]
     assert ours <= {target for each in composed for target in targets(each)} <= TARGETS

@@ -13,6 +13,8 @@ TARGETS = frozenset(
         "lightning.Trainer",
         "lightning.pytorch.callbacks.DeviceStatsMonitor",
         "lightning.pytorch.callbacks.EarlyStopping",
+        "lightning.pytorch.callbacks.ModelSummary",
+        "lightning.pytorch.callbacks.Timer",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "vae_lightning.training.callbacks.averaging.AveragedWeights",
