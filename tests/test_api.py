@@ -269,3 +269,11 @@ def test_a_notebook_trains_and_uses_a_model(tmp_path):
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=LONG, resources=resources).execute()
     assert float(notebook.cells[-1].outputs[-1].text) < 0
+
+
+def test_overrides_in_a_list_and_a_package_in_a_text_are_answered(trained):
+    with pytest.raises(ValueError, match="overrides are given one by one"):
+        vl.fit(["trainer.max_epochs=1"])
+    with pytest.raises(ValueError, match=r'allow=json: must be a list, \["json"\]'):
+        vl.load(trained, allow="json")
+    assert vl.load(trained / "checkpoints").model.latent_dim == 3

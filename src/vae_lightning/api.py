@@ -189,6 +189,8 @@ def load(path: str | Path, allow: Sequence[str] = ()) -> TrainedModel:
     """
     from vae_lightning.runs import checkpoints
 
+    if isinstance(allow, str):
+        raise ConfigurationError(f'allow={allow}: must be a list, ["{allow}"]')
     before = targets.allowed()
     targets.allow(allow)
     try:
@@ -233,6 +235,8 @@ def fit(*overrides: str, data: Any = None, model: Model | None = None) -> Run:
         trained = TrainedModel(parts.module.model.to("cpu"), parts.data.settings)
         results.append(Run(trained, figures, parts.directory))
 
+    if not all(isinstance(each, str) for each in overrides):
+        raise ConfigurationError('overrides are given one by one: fit("seed=1", "data=mnist")')
     if not (model is None or isinstance(model, Model)):
         raise ConfigurationError("model: give a Model that has been built, as VAE(spec)")
     is_new = not any(each.startswith("resume=") for each in overrides)

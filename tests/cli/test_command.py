@@ -219,3 +219,26 @@ def test_a_process_trains_evaluates_and_samples(tmp_path):
         assert not finished.stderr
     elbo = re.compile(r"^  (?:test )?ELBO +(-[\d.]+)", re.MULTILINE)
     assert elbo.search(evaluated.stdout).group(1) == elbo.search(trained.stdout).group(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("mode: MULTIRUN", "hydra.mode=MULTIRUN: only of a sweep, so with --multirun"),
+        ("sweeper: {params: {seed: '1,2'}}", "hydra.sweeper.params={'seed': '1,2'}: only of a"),
+    ],
+)
+def test_a_recipe_s_settings_of_a_sweep_are_refused_in_a_single_run(
+    tmp_path, monkeypatch, settings, told
+):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    recipe = f"# @package _global_\nhydra:\n  {settings}\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(recipe)
+    with pytest.raises(SystemExit) as exit_:
+        typed(
+            *("train", *SUBSET, "--config-dir", "own", "experiment=mine"),
+            directory=tmp_path,
+            patch=monkeypatch,
+        )
+    assert told in str(exit_.value)
+    assert not (tmp_path / "outputs").exists()

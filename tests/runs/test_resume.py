@@ -287,6 +287,12 @@ def test_averaged_weights_are_what_is_tested_and_are_resumed_bitwise(tmp_path, m
     assert measured == pytest.approx(tested, abs=1e-3)
 
 
+@pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/last.ckpt"])
+def test_what_lies_in_a_run_directory_names_it(stopped, inside):
+    told = str(train(stopped.parent, f"resume={stopped}/{inside}"))
+    assert told.endswith(f"no run directory; type resume={stopped}")
+
+
 EARLY = ["callbacks.early_stopping.min_delta=1000", "trainer.max_epochs=4"]
 
 

@@ -98,6 +98,11 @@ def test_an_anomaly_is_looked_for_where_asked_to(tmp_path, monkeypatch):
     assert asked == [True, True]
 
 
+def test_a_run_too_short_for_its_first_validation_says_so(tmp_path, capsys):
+    train_in(tmp_path, *SHORT, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=4")
+    assert "check_val_every_n_epoch=4: nothing is validated in 1 epochs" in capsys.readouterr().out
+
+
 def test_a_run_that_ends_early_says_so_and_each_improvement_where_asked_to(tmp_path):
     settings = ["patience=1", "min_delta=1000.0", "verbose=true"]
     stop = [f"callbacks.early_stopping.{each}" for each in settings]

@@ -69,6 +69,11 @@ class GuardedLoader(ConfigLoaderImpl):
                 raise ConfigurationError(
                     f"{override}: not offered; --config-dir adds a folder of configurations"
                 )
+        is_single = overrides[-1:] == [
+            "hydra.mode=RUN"
+        ]  # which Hydra adds, and would hide a file's
+        if is_single:
+            overrides = overrides[:-1]
         with (
             warnings.catch_warnings()
         ):  # that a plugin's own types hold for our settings too is welcome
@@ -85,6 +90,9 @@ class GuardedLoader(ConfigLoaderImpl):
         plain: Any = OmegaConf.to_container(config, resolve=False)
         _check_hydra(plain["hydra"])
         with flag_override(config, ["readonly", "struct"], False):
+            if is_single:
+                _check_single(plain["hydra"])
+                config.hydra.mode = RunMode.RUN
             for key, value in values_of(plain):
                 if isinstance(value, str) and value.startswith("~") and takes_path(key):
                     OmegaConf.update(config, key, expanded(value))
@@ -101,6 +109,21 @@ class GuardedLoader(ConfigLoaderImpl):
         config = super().load_sweep_config(master_config, sweep_overrides)
         _check_subdir(config)
         return config
+
+
+def _check_single(settings: Any) -> None:
+    """Refuse settings of a sweep in the configuration of a single run.
+
+    Raises:
+        ConfigurationError: a recipe holds one, by which nothing would be swept.
+    """
+    params = settings["sweeper"].get("params")
+    for key, value in (("mode", settings["mode"]), ("sweeper.params", params)):
+        if value:
+            raise ConfigurationError(
+                f"hydra.{key}={printable(getattr(value, 'name', value))}: only of a sweep, so with "
+                "--multirun"
+            )
 
 
 def _check_subdir(config: DictConfig) -> None:

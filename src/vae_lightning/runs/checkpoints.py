@@ -511,7 +511,8 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _checkpoint_of(run: Path) -> Path | None:
-    files = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    folder = run if run.name == "checkpoints" else run / "checkpoints"
+    files = (folder / f"{name}.ckpt" for name in ("best", "last"))
     return next(filter(Path.is_file, files), None)
 
 

@@ -77,9 +77,11 @@ def stored_configuration(composed: DictConfig, address: str | None = None) -> Di
     typed = typed_beside_resume()
     folder = directory / ".hydra"
     if not folder.is_dir():
-        raise ConfigurationError(
-            f"{named}: no run directory; name one that train has made, as outputs/train/<run>"
-        )
+        within = next((each for each in directory.parents if (each / ".hydra").is_dir()), None)
+        instead = "name one that train has made, as outputs/train/<run>"
+        if within is not None and within.name and directory.exists():
+            instead = f"type {quoting.override('resume', within)}"
+        raise ConfigurationError(f"{named}: no run directory; {instead}")
     refuse_links(directory, "resume")
     try:
         config = OmegaConf.load(folder / "config.yaml")

@@ -28,6 +28,8 @@ from vae_lightning.training.callbacks.progress import Throughput
 from vae_lightning.training.module import VAEModule
 from vae_lightning.training.speedups import Unprofiled, skip_driver_check, without_idle_hooks
 
+log = logging.getLogger(__name__)
+
 CRITERION = "criterion"
 """As a callback's ``monitor``: the figure that the model is chosen by, in validation."""
 
@@ -241,6 +243,14 @@ def refuse_empty_limits(trainer: Trainer, config: DictConfig, data: DataModule) 
             raise ConfigurationError(
                 f"trainer.{key}={limit}: less than one of the {batches} batches ({split})"
             )
+    every, epochs = config.get("check_val_every_n_epoch"), trainer.max_epochs
+    if isinstance(every, int) and len(validation) and 0 < (epochs or 0) < every:
+        log.warning(
+            "trainer.check_val_every_n_epoch=%d: nothing is validated in %d epochs, so no step is "
+            "the best, and none ends the run early",
+            every,
+            epochs,
+        )
     interval = config.get("val_check_interval")
     limit = config.get("overfit_batches") or config.get("limit_train_batches", 1.0)
     steps = math.ceil(len(data.train_indices) / (data.batch_size * trainer.world_size))
