@@ -242,3 +242,23 @@ def test_a_recipe_s_settings_of_a_sweep_are_refused_in_a_single_run(
         )
     assert told in str(exit_.value)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["model.hidden_dims=(40,20)"], "a list is typed as 'model.hidden_dims=[40,20]'"),
+        (["model.latent_dim", "=", "2"], "not a setting; type it without spaces around ="),
+        (["--multirun", "seed=1,2", "hydra.sweep.dir=full"], "not empty; type a directory that"),
+        (["--config-dir", "own", "model=small"], "model._target_ is missing: a file of your own"),
+    ],
+)
+def test_a_slip_is_answered_with_what_works(tmp_path, monkeypatch, line, told):
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "small.yaml").write_text("latent_dim: 5\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(SystemExit) as exit_:
+        typed("train", *SUBSET, *line, directory=tmp_path, patch=monkeypatch)
+    assert told in str(exit_.value)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "own"]

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import sys
 from contextlib import suppress
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -59,8 +60,12 @@ def explain(name: str, error: Exception) -> str:
         return _not_found(error.missing_cfg_file)
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
-            return f"{error.override!r}: not a setting; type key=value"
+            apart = "=" in sys.argv[1:]
+            instead = "type it without spaces around =" if apart else "type key=value"
+            return f"{error.override!r}: not a setting; {instead}"
         key, _, value = error.override.partition("=")
+        if found := re.fullmatch(r"\((.+)\)", value):
+            return f"{error.override}: not understood; a list is typed as '{key}=[{found[1]}]'"
         quoted = override(key, value)
         if parsed(quoted) is None:
             return f"{error.override}: {key} is no key; --cfg job lists all keys"

@@ -139,10 +139,10 @@ def _named(typed: Any) -> tuple[Path | None, Path | None]:
     if named:
         place = Path(expanded(named))
         if place.is_dir() and any(place.iterdir()):
-            raise ConfigurationError(
-                f"hydra.sweep.dir={named}: not empty; "
-                f"{override('sweep', place)} continues the sweep in it"
-            )
+            instead = "type a directory that isn't there, or an empty one"
+            if is_sweep(place):
+                instead = f"{override('sweep', place)} continues the sweep in it"
+            raise ConfigurationError(f"hydra.sweep.dir={named}: not empty; {instead}")
         return None, place
     return None, None
 

@@ -81,6 +81,11 @@ def class_of(key: str, target: Any, kind: type[Part]) -> type[Part]:
     Raises:
         ConfigurationError: it isn't on the list of allowed targets, or is of another kind.
     """
+    if target is None:
+        raise ConfigurationError(
+            f"{printable(key)} is missing: a file of your own names a class, or begins with "
+            "another file's settings, as defaults: [vae]"
+        )
     named = f"{printable(key)}={printable(target)}"
     if not targets.is_allowed(target):
         raise ConfigurationError(f"{named}: {targets.refusal(printable(target))}")

@@ -26,7 +26,7 @@ def resolve(config: DictConfig) -> None:
     Raises:
         ConfigurationError: the run has no model with codes, or the model to train is no prior.
     """
-    kind = class_of("model._target_", config.model._target_, Model)  # type: ignore[type-abstract]
+    kind = class_of("model._target_", config.model.get("_target_"), Model)  # type: ignore[type-abstract]
     learns_codes = issubclass(kind, CodePrior)
     if "_target_" in config.data:
         if learns_codes and config.model.autoencoder is None:
