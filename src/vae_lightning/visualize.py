@@ -57,7 +57,9 @@ def main(config: DictConfig) -> None:
                 continue
             found = drawings.draw(name, model, data, examples, encoded, label or 0, side)
             if found is None:
-                log.info("No %s: the KL of each latent isn't known", name)
+                of_kl = name == "kl"
+                reason = "the KL of each latent isn't known" if of_kl else "there is one example"
+                log.info("No %s: %s", name, reason)
                 continue
             picture, *names = found[:-1]
             is_grid = isinstance(picture, Tensor)

@@ -186,3 +186,18 @@ def test_encode_writes_the_bound_of_each_example(coloured, pictures, tmp_path, m
     for name in ("elbo", "log_likelihood", "kl"):
         found = torch.tensor([float(row[name]) for row in rows])
         assert torch.allclose(found, expected[name], rtol=1e-4)
+
+
+def test_twelve_pictures_of_which_one_is_validated_train_to_the_end(tmp_path, monkeypatch):
+    (tmp_path / "few").mkdir()
+    for number in range(12):
+        pixels = np.random.RandomState(number).randint(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "few" / f"{number}.png")
+    line = ("data=folder", "data.dir=few", "trainer.max_epochs=1", "model.hidden_dims=[4]")
+    typed("train", *line, "hydra.run.dir=run", directory=tmp_path, patch=monkeypatch)
+    assert (tmp_path / "run" / "metrics.json").exists()
+    typed(
+        *("visualize", "checkpoint=run", "data.dir=few", "what=[interpolation]", "split=val"),
+        directory=tmp_path,
+        patch=monkeypatch,
+    )

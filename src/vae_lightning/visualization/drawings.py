@@ -169,7 +169,8 @@ def draw(
         side: examples in a row and a column of the manifold.
 
     Returns:
-        None: these examples have no such drawing, as the KL of latents that is only sampled.
+        None: these examples have no such drawing, as the KL of latents that is only sampled, or
+            what compares examples, of one alone.
     """
     if name == "reconstructions":
         model = with_codes(model)
@@ -195,6 +196,8 @@ def draw(
         return Drawn(grids.sample_grid(data.modality, drawn.cpu()), examples=drawn.cpu())
     assert isinstance(model, LatentModel)
     assert encoded is not None
+    if name in ("interpolation", "attributes", "latents") and len(encoded.x) < 2:
+        return None
     if name == "latents" or name == "kl":
         from vae_lightning.visualization import plots  # matplotlib's import takes a second
 
