@@ -29,6 +29,6 @@ class AveragedWeights(EMAWeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on from there; a test is of the average, in whose place Lightning's own puts more."""
+        """Go on from there. In a test the average stays; Lightning's own would replace it."""
         if trainer.training:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
