@@ -69,9 +69,8 @@ class GuardedLoader(ConfigLoaderImpl):
                 raise ConfigurationError(
                     f"{override}: not offered; --config-dir adds a folder of configurations"
                 )
-        is_single = overrides[-1:] == [
-            "hydra.mode=RUN"
-        ]  # which Hydra adds, and would hide a file's
+        # Hydra adds it to a single run, where it would hide what a recipe says.
+        is_single = overrides[-1:] == ["hydra.mode=RUN"]
         if is_single:
             overrides = overrides[:-1]
         with (
