@@ -55,6 +55,9 @@ def test_images_of_any_kind_have_the_same_codes(trained):
         x.movedim(1, -1),
         x.float() / 255,
         (x.double() / 255).numpy(),
+        (x.double() / 255).numpy().astype(">f4"),
+        x.flip(-1).numpy()[..., ::-1],
+        np.frombuffer(x.numpy().tobytes(), np.uint8).reshape(x.shape),  # read-only
         [each.numpy() for each in x[:, 0]],
         [Image.fromarray(each.numpy()) for each in x[:, 0]],
     ]
@@ -85,7 +88,8 @@ def test_a_colour_model_takes_channels_first_and_last():
         (torch.full((28, 28), float("nan")), "values from nan to nan"),
         (torch.zeros(28, 28, dtype=torch.int64), "numbers of type torch.int64"),
         ([], "no images"),
-        (None, "no images, but a NoneType"),
+        (None, "a NoneType that isn't all numbers"),
+        (np.array([["a"]]), "a ndarray that isn't all numbers"),
         ([torch.zeros(28, 28), torch.zeros(8, 8)], "images of several shapes"),
         (torch.zeros(0, 1, 28, 28), "values of no pixel"),
     ],
@@ -103,6 +107,10 @@ def test_latents_are_decoded_one_or_several(trained):
     torch.testing.assert_close(vae.decode(z[0]), model.decode(z[:1]))
     with pytest.raises(ValueError, match=r"shape \[4, 2\]; this model takes \[N, 3\]"):
         vae.decode(z[:, :2])
+    with pytest.raises(ValueError, match="must be finite"):
+        vae.decode([0.0, float("nan"), 0.0])
+    with pytest.raises(ValueError, match="a str that isn't all numbers"):
+        vae.decode("latents")
     assert not vae.decode(z).requires_grad
 
 
@@ -112,6 +120,11 @@ def test_samples_are_a_function_of_the_seed(trained):
     torch.testing.assert_close(vae.sample(5, seed=7, temperature=0.5), expected)
     assert torch.equal(vae.sample(5), vae.sample(5))
     assert not torch.equal(vae.sample(5), vae.sample(5, seed=1))
+    for wrong in ({"n": True}, {"n": 0}, {"n": 2.0}, {"seed": "a"}, {"seed": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+            vae.sample(**wrong)
+    with pytest.raises(ValueError, match="temperature=nan"):
+        vae.sample(temperature=float("nan"))
 
 
 def test_a_conditional_model_takes_one_label_or_one_for_each(conditional, trained):

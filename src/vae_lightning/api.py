@@ -1,5 +1,6 @@
 """The package from Python: train with ``fit``, and use a trained model with ``load``."""
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vae_lightning.configuration import targets
-from vae_lightning.data.given import as_images
+from vae_lightning.data.given import as_images, as_tensor
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import Autoencoder, Batch, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
@@ -91,13 +92,15 @@ class TrainedModel:
             ValueError: they have another size, or the model has no latents.
         """
         model: LatentModel = self._of(LatentModel, "latents")
-        latents = torch.as_tensor(z, dtype=model.dtype)
+        latents = as_tensor(z).to(model.dtype)
         if latents.ndim == 1:
             latents = latents.unsqueeze(0)
         if latents.ndim != 2 or latents.shape[1] != model.latent_dim:
             raise ValueError(
                 f"latents of shape {list(latents.shape)}; this model takes [N, {model.latent_dim}]"
             )
+        if not latents.isfinite().all():
+            raise ValueError("latents must be finite numbers")
         with torch.no_grad():
             return model.decode(latents, self._labels(label, len(latents)))
 
@@ -119,8 +122,10 @@ class TrainedModel:
         Raises:
             ValueError: a label isn't known, or there are none.
         """
-        if not isinstance(n, int) or n < 1 or not temperature >= 0:
+        if type(n) is not int or n < 1 or not 0 <= temperature < math.inf:
             raise ValueError(f"n={n}, temperature={temperature}: give n from 1, temperature from 0")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: give a whole number from 0 to {2**32 - 1}")
         y = None if label is None else self._labels(label, n)
         with torch.no_grad():
             return self.model.sample(n, SamplingNoise(n, seed), y, temperature)

@@ -156,6 +156,13 @@ OTHER_COMMANDS = [
     ),
     ("sample", ["nosuch"], NO_FILE),
     ("sample", ["nosuch", "count=9"], NO_FILE),
+    ("summarize", ["checkpoint=x"], "unknown key checkpoint: did you mean sweep?"),
+    (
+        "evaluate",
+        ["checkpoint=x", "metrics=nosuch"],
+        "metrics=['nosuch']: must be 'bound', 'log_marginal', 'active_units', "
+        "'mutual_information', 'sample_quality' or 'music'",
+    ),
     ("train_classifier", ["nosuch"], "'nosuch': not a setting; type key=value"),
     ("sample", ["checkpoint=nosuch", "seed=x"], "seed=x: must be a valid integer"),
 ]
@@ -249,6 +256,9 @@ def test_a_recipe_s_settings_of_a_sweep_are_refused_in_a_single_run(
     [
         (["model.hidden_dims=(40,20)"], "a list is typed as 'model.hidden_dims=[40,20]'"),
         (["model.latent_dim", "=", "2"], "not a setting; type it without spaces around ="),
+        (["run"], "'run': not a setting; resume=run goes on with a run"),
+        (["model.dropout=0.1"], "unknown key model.dropout: only model=musicvae has it"),
+        (["model.latent_dim=1e39"], "model.latent_dim=1e+39: must be a valid integer"),
         (["--multirun", "seed=1,2", "hydra.sweep.dir=full"], "not empty; type a directory that"),
         (["--config-dir", "own", "model=small"], "model._target_ is missing: a file of your own"),
     ],
@@ -256,9 +266,10 @@ def test_a_recipe_s_settings_of_a_sweep_are_refused_in_a_single_run(
 def test_a_slip_is_answered_with_what_works(tmp_path, monkeypatch, line, told):
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "small.yaml").write_text("latent_dim: 5\n")
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     with pytest.raises(SystemExit) as exit_:
         typed("train", *SUBSET, *line, directory=tmp_path, patch=monkeypatch)
     assert told in str(exit_.value)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "own"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "own", "run"]

@@ -22,6 +22,7 @@ from vae_lightning.training import report
 NAMES = [
     *("a=b", "a b", "a'b", "a,b", "a[b", "a{b", "a(b", "a#b", "~a", "a;b", "é", "a$b", "a${b}"),
     *('a"b', "a\\b", "a&b", "a*b", "a|b", "-a", "123", "null", "a:b", "%a", "a`b", "a!b"),
+    *("a\tb'c\\d", "a\nb", "a\x1b[2Jb"),
 ]
 REAL = ["a=b c'd,e[f{g(h#i;jék$l\"m\\n&o*p|q:r%s`t!u", "~a", "-a", "123"]
 """Of runs that are really begun, resumed and sampled from."""

@@ -177,7 +177,7 @@ LOST = {
     "emptied": (lambda mine: (mine / "study.journal").write_text(""), "is missing or empty; put"),
     "cut in its first line": (
         lambda mine: (mine / "study.journal").write_text('{"op_code":0,"wor'),
-        "is missing or empty; put",
+        "study.journal holds no whole line; put",
     ),
     "first line": (damaged(0, "{"), "can't be used (line 1 is damaged)"),
     "last line": (damaged(-1, "\0\0\0"), "can't be used (line "),
@@ -388,6 +388,7 @@ def test_a_search_that_is_refused_leaves_an_empty_directory_and_one_of_a_databas
     for address in ([], ["storage=sqlite:///here/trials.db"]):
         told = refusal(tmp_path, monkeypatch, *arguments, *searched, *address)
         assert "all of 3 trials were refused" in told
+        assert (tmp_path / "here").is_dir()
     assert list(content(tmp_path)) == ["here", "here/trials.db"]
     tune(tmp_path, monkeypatch, *LINE, "study=here", *address, "trials=1")
     assert (tmp_path / "here" / "experiment" / "best.yaml").exists()

@@ -24,6 +24,7 @@ from vae_lightning.configuration import hydra_settings, targets
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.idle import idle_settings
 from vae_lightning.configuration.keys import check, check_typed
+from vae_lightning.configuration.paths import expanded
 from vae_lightning.configuration.quoting import printable_lines
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import signals, streams
@@ -111,7 +112,8 @@ def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
     if multirun:
         run_sweep(name, task, typed)
         return
-    standing = nearest_standing(value_of("hydra.run.dir", typed.overrides) or ".")
+    named = [value_of(key, typed.overrides) for key in ("hydra.run.dir", "study")]
+    standing = nearest_standing(expanded(next(filter(None, named), ".")))
     failures: list[Exception] = []
 
     def checked(config: DictConfig) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from vae_lightning.configuration import elsewhere, targets
 from vae_lightning.configuration.composing import groups_of, outside_a_run
 from vae_lightning.configuration.keys import known_keys
 from vae_lightning.configuration.paths import PATHS, expanded, takes_path
-from vae_lightning.configuration.quoting import override
+from vae_lightning.configuration.quoting import override, shell_word
 from vae_lightning.errors import ConfigurationError
 
 _HYDRAS_OWN = re.compile(r"['\"\\$]")
@@ -166,7 +165,7 @@ def _refuse_split_lists(overrides: Sequence[str]) -> None:
             if _is_closed(" ".join(parts)):
                 raise ConfigurationError(
                     f"{' '.join(parts)}: the shell has split it at its spaces; "
-                    f"type {shlex.quote(''.join(parts))}"
+                    f"type {shell_word(''.join(parts))}"
                 )
 
 

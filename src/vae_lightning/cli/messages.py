@@ -3,9 +3,9 @@
 import errno
 import os
 import re
-import shlex
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -15,7 +15,7 @@ from vae_lightning.cli.command_line import parsed, typed_line, value_of
 from vae_lightning.configuration import hydra_settings
 from vae_lightning.configuration.composing import group_options, outside_a_run, parse
 from vae_lightning.configuration.keys import known_keys, unknown_key
-from vae_lightning.configuration.quoting import override
+from vae_lightning.configuration.quoting import override, shell_word
 from vae_lightning.errors import ConfigurationError
 
 
@@ -60,8 +60,11 @@ def explain(name: str, error: Exception) -> str:
         return _not_found(error.missing_cfg_file)
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
-            apart = "=" in sys.argv[1:]
-            instead = "type it without spaces around =" if apart else "type key=value"
+            instead = "type key=value"
+            if "=" in sys.argv[1:]:
+                instead = "type it without spaces around ="
+            elif name == "train" and (Path(error.override) / ".hydra").is_dir():
+                instead = f"{override('resume', error.override)} goes on with a run"
             return f"{error.override!r}: not a setting; {instead}"
         key, _, value = error.override.partition("=")
         if found := re.fullmatch(r"\((.+)\)", value):
@@ -69,7 +72,7 @@ def explain(name: str, error: Exception) -> str:
         quoted = override(key, value)
         if parsed(quoted) is None:
             return f"{error.override}: {key} is no key; --cfg job lists all keys"
-        return f"{error.override}: not understood; as a text it is typed {shlex.quote(quoted)}"
+        return f"{error.override}: not understood; as a text it is typed {shell_word(quoted)}"
     if isinstance(error, YAMLError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename and error.strerror:

@@ -118,6 +118,7 @@ def require_list(key: str, value: Any, kind: Any) -> Any:
         ConfigurationError: naming the key, its value and what would be right.
     """
     if isinstance(value, str):
+        require(key, [value], list[kind])
         raise ConfigurationError(
             f"{key}={value}: must be a list, in most shells with quotes: '{key}=[{value}]'"
         )
@@ -132,14 +133,6 @@ def require(key: str, value: Any, kind: Any) -> Any:
         ConfigurationError: naming the key, its value and what would be right.
     """
     typed = f"{key}={printable(value)}"
-    if any(abs(number) >= 2**53 for number in _whole_numbers(value)):
-        raise ConfigurationError(
-            f"{typed}: must be below 2^53, past which neither torch nor Lightning counts"
-        )
-    if any(math.isfinite(number) and not _fits(number) for number in _floats(value)):
-        raise ConfigurationError(
-            f"{typed}: must be 0, or of a size from 1.2e-38 to 3.4e38, as float32 holds"
-        )
     adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     try:
         accepted = adapter.validate_python(value, strict=True)
@@ -155,8 +148,16 @@ def require(key: str, value: Any, kind: Any) -> Any:
             for each in of_names or found
         )
         raise ConfigurationError(f"{typed}: {', or '.join(problems)}") from error
+    if any(abs(number) >= 2**53 for number in _whole_numbers(value)):
+        raise ConfigurationError(
+            f"{typed}: must be below 2^53, past which neither torch nor Lightning counts"
+        )
+    if any(math.isfinite(number) and not _fits(number) for number in _floats(value)):
+        raise ConfigurationError(
+            f"{typed}: must be 0, or of a size from 1.2e-38 to 3.4e38, as float32 holds"
+        )
     if not all(map(math.isfinite, _floats(value))):  # which the types of other packages allow
-        raise ConfigurationError(f"{key}={printable(value)}: must be a finite number")
+        raise ConfigurationError(f"{typed}: must be a finite number")
     return accepted
 
 

@@ -49,6 +49,7 @@ INSTEAD = {
     "seed": "random_seed manual_seed rng_seed",
     "checkpoint": "ckpt ckpt_path checkpoint_path model_path load weights resume",
     "resume": "ckpt ckpt_path checkpoint checkpoint_path load resume_from resume_from_checkpoint",
+    "sweep": "checkpoint run runs path directory",  # of summarize
     "hydra.run.dir": "out out_dir outdir output output_dir save_path save_dir save log_dir logdir "
     "results_dir run_name exp_name experiment_name",
     "trials": "n_trials num_trials",
@@ -62,7 +63,7 @@ Of several that share a name, the first counts whose key the command has.
 ABSENT = {
     "the images lie in memory, and no workers load them": "num_workers n_workers workers "
     "nworkers pin_memory persistent_workers",
-    "no model here has dropout": "dropout dropout_rate p_dropout",
+    "only model=musicvae has it, as model.dropout": "dropout dropout_rate p_dropout",
     "no model here normalises batches": "batch_norm batchnorm bn",
 }
 """Why there is no such setting here, and the names that it has elsewhere."""

@@ -40,7 +40,20 @@ def override(key: str, value: str | Path) -> str:
 def command(name: str, *arguments: str) -> str:
     """Return a line to paste into a shell that runs one of our commands with some arguments."""
     own = [f"allow=[{','.join(targets.allowed())}]"] if targets.allowed() else []
-    return shlex.join([program("python"), "-m", f"vae_lightning.{name}", *arguments, *own])
+    words = [program("python"), "-m", f"vae_lightning.{name}", *arguments, *own]
+    return " ".join(map(shell_word, words))
+
+
+def shell_word(text: str) -> str:
+    """Return a text quoted for bash, which needs ``$'…'`` for control characters."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = text.replace("\\", r"\\").replace("'", r"\'")
+    escaped = (
+        each if each.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(each))
+        for each in plain
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 def printable(text: object) -> str:

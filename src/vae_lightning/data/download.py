@@ -16,7 +16,6 @@ import os
 import queue
 import re
 import secrets
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from vae_lightning.configuration.quoting import override, printable
+from vae_lightning.configuration.quoting import override, printable, shell_word
 from vae_lightning.data.catalogue import AMAT_SUMS, DATASETS, Dataset
 from vae_lightning.data.catalogue import dataset as dataset_of
 from vae_lightning.data.formats import parse_amat, parse_idx, write_idx
@@ -247,7 +246,7 @@ def _refuse_a_folder_too_deep(dataset: Dataset, folder: Path) -> None:
     depth = len(Path(dataset.folder).parts)
     named = folder.absolute().parents[depth - 1]
     if named.match(dataset.folder) and any((named / name).is_file() for name in dataset.files):
-        above = shlex.quote(override("data.dir", named.parents[depth - 1]))
+        above = shell_word(override("data.dir", named.parents[depth - 1]))
         raise DatasetUnavailable(
             f"data.dir={named}: holds the files themselves; "
             f"name the folder above {dataset.folder}: {above}"

@@ -111,10 +111,7 @@ def as_images(
         if len({each.shape for each in arrays}) > 1:
             raise ValueError("images of several shapes; bring them to one")
         images = np.stack(arrays)
-    try:
-        x = torch.as_tensor(images).detach().cpu()
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"no images, but a {type(images).__name__}") from error
+    x = as_tensor(images)
     if x.dtype == torch.uint8:
         x = x.float() / WHITE
     elif x.dtype == torch.bool:
@@ -126,6 +123,23 @@ def as_images(
         span = f"from {x.min():.4g} to {x.max():.4g}" if x.numel() else "of no pixel"
         raise ValueError(f"values {span}; images are uint8, or floats in [0, 1]")
     return x
+
+
+def as_tensor(numbers: Any) -> Tensor:
+    """Return numbers as a tensor on the CPU, without a gradient.
+
+    An array is copied: torch takes none that is flipped or of foreign byte order, and warns of one
+    that is read-only.
+
+    Raises:
+        ValueError: they aren't numbers.
+    """
+    if isinstance(numbers, np.ndarray):
+        numbers = numbers.astype(numbers.dtype.newbyteorder("="))
+    try:
+        return torch.as_tensor(numbers).detach().cpu()
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"a {type(numbers).__name__} that isn't all numbers") from error
 
 
 def _array(image: Any, shape: Sequence[int] | None, settings: Mapping[str, Any]) -> np.ndarray:

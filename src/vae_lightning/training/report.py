@@ -1,7 +1,6 @@
 """What a training run says at its beginning and at its end."""
 
 import logging
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
-from vae_lightning.configuration.quoting import command, override, printable, program
+from vae_lightning.configuration.quoting import command, override, printable, program, shell_word
 from vae_lightning.data.datamodule import DataModule
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.models.base import CodePrior, DiscreteModel, Model
@@ -93,7 +92,7 @@ def finish(parts: Experiment, figures: dict[str, float], checkpoint: Path | None
         logs = str(directory.parent)
         logs = f"./{logs}" if logs.startswith(("~", "-")) else logs  # TensorBoard expands ~ itself
         places.append(
-            f"  dashboard   {program('tensorboard')} --logdir {shlex.quote(logs)} "
+            f"  dashboard   {program('tensorboard')} --logdir {shell_word(logs)} "
             "--samples_per_plugin images=500"
         )
     if checkpoint and isinstance(model, DiscreteModel):  # whose samples need a prior

@@ -361,10 +361,10 @@ class Search:
         if not goes_on and (found := search_space.changes(self.plan["config"], plan["config"])):
             key, value = search_space.first_of(found)
             before = search_space.value_of(plan["config"], key)
+            begun = "without it" if before is None else f"with {printable(before)}"
             raise ConfigurationError(
-                f"{printable(key)}={value}: the study in {self.directory} was begun with "
-                f"{printable(before)}; go on with it by its own line, "
-                "or by study= and trials= alone"
+                f"{printable(key)}={value}: the study in {self.directory} was begun {begun}; go on "
+                "with it by its own line, or by study= and trials= alone"
             )
         try:
             with stored.refusing(self.directory, "the study"):

@@ -253,9 +253,11 @@ class Study:
             with refusing(self.directory, f"{JOURNAL} in it"):
                 lost = not check_journal(file)
         if lost:
+            missing = file is None or not file.is_file() or not file.stat().st_size
+            problem = "is missing or empty" if missing else "holds no whole line"
             raise ConfigurationError(
-                f"study={self.directory}: holds {trace} of a study, but {file} is missing or "
-                "empty; put the file back, or type another study="
+                f"study={self.directory}: holds {trace} of a study, but {file} {problem}; "
+                "put the file back, or type another study="
             )
 
     def _refuse_missing(self, name: str, address: str | None) -> None:
