@@ -64,6 +64,7 @@ def test_every_target_on_the_list_exists_and_every_target_of_ours_is_on_it():
     others = (
         "logger=csv",
         "logger=wandb",
+        "logger=mlflow",
         "model=vqvae",
         "model=prior",
         "model=musicvae",
@@ -188,7 +189,7 @@ MISTAKES = {
         "a list is typed as [2,5]; --multirun trains once for each value"
     ),
     "~model": "~model: a group can't be left out; choose from conditional, convolutional",
-    "logger=null": "logger=null: a group can't be left out; choose from csv, none, tensorboard",
+    "logger=null": "logger=null: a group can't be left out; choose from csv, mlflow, none",
     "callbacks.last._target_=torch.hub.load": (
         f"callbacks.last._target_=torch.hub.load: {TARGETS_ONLY}"
     ),

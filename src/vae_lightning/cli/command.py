@@ -18,14 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_lightning import __version__
 from vae_lightning.cli.command_line import arrange, typed_line, value_of
-from vae_lightning.cli.messages import explain, is_reported, without_password
+from vae_lightning.cli.messages import explain, is_reported
 from vae_lightning.cli.multirun import run_sweep
 from vae_lightning.configuration import hydra_settings, targets
 from vae_lightning.configuration.composing import CONFIGS
 from vae_lightning.configuration.idle import idle_settings
 from vae_lightning.configuration.keys import check, check_typed
 from vae_lightning.configuration.paths import expanded
-from vae_lightning.configuration.quoting import printable_lines
+from vae_lightning.configuration.quoting import printable_lines, without_password
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import signals, streams
 from vae_lightning.runs.directory import nearest_standing, remove_if_empty

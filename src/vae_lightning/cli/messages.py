@@ -37,11 +37,6 @@ def is_reported(error: Exception) -> bool:
     return _is_of_memory(error)
 
 
-def without_password(text: str) -> str:
-    """Return a text without the passwords of the addresses in it."""
-    return re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
-
-
 def _is_of_memory(error: Exception) -> bool:
     # torch's are RuntimeErrors of many kinds.
     if not isinstance(error, MemoryError | RuntimeError):

@@ -56,6 +56,11 @@ def shell_word(text: str) -> str:
     return f"$'{''.join(escaped)}'"
 
 
+def without_password(text: str) -> str:
+    """Return a text without the passwords of the addresses in it."""
+    return re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
+
+
 def printable(text: object) -> str:
     """Return a text from a file as one line without control characters, which a terminal obeys."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(text))

@@ -41,6 +41,7 @@ TARGETS = frozenset(
         "vae_lightning.models.vqvae.model.VQVAE",
         "vae_lightning.runs.loggers.RunCSVLogger",
         "vae_lightning.runs.loggers.RunLogger",
+        "vae_lightning.runs.loggers.RunMLFlowLogger",
         "vae_lightning.runs.loggers.RunWandbLogger",
         "vae_lightning.training.optimizers.Optimization",
     }

@@ -3,27 +3,29 @@
 import csv
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import google_crc32c
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, validate_call
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
+from vae_lightning.configuration.quoting import without_password
 from vae_lightning.errors import ConfigurationError
 from vae_lightning.runs import atomic_files
 
@@ -395,7 +397,142 @@ class RunWandbLogger(WandbLogger):
         try:
             return super().experiment
         except Exception as error:  # wandb's own errors derive from Exception alone
-            problem = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ConfigurationError(
-                f"logger.wandb: {problem[:200]}; type logger.wandb.offline=true to log here only"
+                f"logger.wandb: {_first_line(error)[:200]}; "
+                "type logger.wandb.offline=true to log here only"
             ) from error
+
+
+# -- MLflow ----------------------------------------------------------------------------------------
+
+
+_SERVER = "MLFLOW_TRACKING_URI"
+
+
+class RunMLFlowLogger(MLFlowLogger):
+    """Lightning's logger for MLflow, to a server or into the run directory.
+
+    The server is that of ``MLFLOW_TRACKING_URI``, so no file can name it. Without one, each start
+    of a run has a database of its own, since an earlier one may come from elsewhere and name
+    places.
+    """
+
+    @validate_call(config=ConfigDict(strict=True))
+    def __init__(
+        self, save_dir: str, experiment: str = "vae-lightning", name: str | None = None
+    ) -> None:
+        """Choose where figures and pictures go; a run that is resumed is another one there.
+
+        Args:
+            save_dir: the run directory.
+            experiment: the one that the run belongs to there.
+            name: of the run there; by default MLflow makes one up.
+
+        Raises:
+            ConfigurationError: mlflow is missing, its server doesn't answer, or the run directory's
+                name has a ``?`` in it.
+        """
+        if importlib.util.find_spec("mlflow") is None:
+            raise ConfigurationError("mlflow is missing: pip install 'vae-lightning[mlflow]'")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 7 take four minutes
+        for each in ("mlflow.store.db.utils", "alembic", "lightning.pytorch.loggers.mlflow"):
+            logging.getLogger(each).setLevel(logging.ERROR)  # they speak of each table they make
+        address = os.environ.get(_SERVER)
+        if not address and "?" in save_dir:
+            raise ConfigurationError(f"logger=mlflow: no ? may be in the directory {save_dir}")
+        self._place = None if address else Path(save_dir).absolute() / "mlflow"
+        self.files = Dispensable("MLflow's figures and pictures")
+        # A client of a database would make it at once, before there is a run directory.
+        super().__init__(experiment, name, address or "http://localhost")
+        if address:
+            self._refuse_silent()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """MLflow's client, of a run that has been begun.
+
+        Raises:
+            ConfigurationError: it can't be begun.
+        """
+        if self._initialized:
+            return super().experiment
+        with _refused():
+            if self._place is not None:
+                self._make_database(self._place)
+            client = super().experiment
+            if self._place is not None:  # mlflow has set it, and the next run would go by it
+                os.environ.pop(_SERVER, None)
+            return client
+
+    def _make_database(self, place: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        place.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = place / str(number)
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+        self._tracking_uri, self._artifact_location = f"sqlite:///{folder}/mlflow.db", str(folder)
+        self._mlflow_client = MlflowClient(self._tracking_uri)
+
+    @rank_zero_only
+    def _refuse_silent(self) -> None:
+        """Ask the server for anything, before there is a run directory.
+
+        Raises:
+            ConfigurationError: it doesn't answer.
+        """
+        with _refused():
+            self._mlflow_client.search_experiments(max_results=1)
+
+    def _send(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Call what sends something, unless that has failed before."""
+
+        def send() -> None:
+            try:
+                action(*arguments)
+            except ConfigurationError:
+                raise
+            except Exception as error:
+                raise OSError(without_password(_first_line(error))[:200]) from error
+
+        self.files.write(self._place or _SERVER, send)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Send the hyper-parameters."""
+        self._send(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send figures."""
+        self._send(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_picture(self, name: str, picture: Any, step: int) -> None:
+        """Send a picture, an array ``[H, W, 3]`` of bytes."""
+        self._send(lambda: self.experiment.log_image(self.run_id, picture, key=name, step=step))
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Say that the run has ended."""
+        if self._initialized:
+            self._send(super().finalize, status)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a server's errors are of many kinds
+        raise ConfigurationError(
+            f"logger.mlflow: {_first_line(error)[:200]}; "
+            f"set {_SERVER} to a server that answers, or unset it to log here only"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -19,7 +19,7 @@ from vae_lightning.data.music.sound import RATE
 from vae_lightning.models.base import Autoencoder, CodePrior, LatentModel, Model
 from vae_lightning.models.noise import SamplingNoise
 from vae_lightning.runs import atomic_files
-from vae_lightning.runs.loggers import Dispensable
+from vae_lightning.runs.loggers import Dispensable, RunMLFlowLogger
 from vae_lightning.training.callbacks.looking import Look, data_of
 from vae_lightning.training.speedups import freed
 from vae_lightning.visualization import drawings
@@ -68,10 +68,13 @@ class Picture(Look):
                 summary = Summary(value=[Summary.Value(tag=f"images/{self.name}", image=image)])
                 file_writer = logger.experiment._get_file_writer()
                 file_writer.add_summary(summary, trainer.global_step)
-            elif isinstance(logger, WandbLogger):
+            elif isinstance(logger, WandbLogger | RunMLFlowLogger):
                 with Image.open(io.BytesIO(content)) as opened:
-                    images = [opened.convert("RGB")]
-                logger.log_image(f"images/{self.name}", images, trainer.global_step)
+                    colours = opened.convert("RGB")
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"images/{self.name}", [colours], trainer.global_step)
+                else:
+                    logger.log_picture(f"images/{self.name}", colours, trainer.global_step)
         self.play(trainer, model)
 
     def play(self, trainer: Trainer, model: Model) -> None:
