@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import statistics
 import sys
 import threading
 import time
@@ -563,7 +564,7 @@ def test_of_what_an_epoch_allocates_only_a_leak_is_kept(tmp_path, monkeypatch):
     few = [f"callbacks.{name}.count=20" for name in (*memory.DRAWN, "projector")]
     monkeypatch.chdir(tmp_path)
     typed_ = [each for each in memory.OVERRIDES if not each.startswith("trainer.max_epochs=")]
-    monkeypatch.setattr(sys, "argv", ["train", *typed_, *few, "trainer.max_epochs=4"])
+    monkeypatch.setattr(sys, "argv", ["train", *typed_, *few, "trainer.max_epochs=6"])
     gc.collect()  # of earlier tests
     gc.disable()  # so that it isn't luck if no figure waits to be freed
     try:
@@ -571,4 +572,6 @@ def test_of_what_an_epoch_allocates_only_a_leak_is_kept(tmp_path, monkeypatch):
     finally:
         gc.enable()
     assert not figures
-    assert (sizes[4] - sizes[2]) / 2 == pytest.approx(memory.LEAK, abs=20_000)
+    # What a library allocates once, in one of the epochs, isn't one.
+    grown = statistics.median(sizes[epoch + 1] - sizes[epoch] for epoch in range(1, 6))
+    assert grown == pytest.approx(memory.LEAK, abs=20_000)
