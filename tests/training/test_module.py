@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from conftest import build_module
 from gpu import Traffic
@@ -391,3 +391,20 @@ def test_any_loader_trains_and_tests_and_the_figures_are_returned(subset, tmp_pa
     assert validated["val/elbo"] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="values from 0 to 255; images are uint8, or floats in"):
         own.test(module, DataLoader(x.float(), 50), verbose=False)
+
+
+def test_a_loader_without_a_length_trains_as_one_with_the_same_batches(subset, tmp_path):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(x)
+
+    x = subset.x["train"][:200].float() / 255
+    ends = []
+    for data in (x, Endless()):
+        torch.manual_seed(1)
+        module = build_module(hidden_dims=[8])
+        own = trainer(tmp_path, max_epochs=3)
+        own.fit(module, DataLoader(data, 50), DataLoader(x, 50))
+        assert own.global_step == 12
+        ends.append(module.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -41,7 +41,8 @@ def _is_of_memory(error: Exception) -> bool:
     # torch's are RuntimeErrors of many kinds.
     if not isinstance(error, MemoryError | RuntimeError):
         return False
-    return bool(re.search("memory|Storage size", f"{error!r}", re.IGNORECASE))
+    words = "MemoryError|bad_alloc|Storage size|(out of|enough|allocate) memory"
+    return bool(re.search(words, f"{error!r}", re.IGNORECASE))
 
 
 def explain(name: str, error: Exception) -> str:

@@ -111,6 +111,12 @@ def fetch(name: str, folder: Path) -> None:
     reasons: list[str] = []
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / ".lock")
+    with contextlib.suppress(FileNotFoundError):
+        if os.lstat(lock.lock_file).st_size:  # some versions of filelock would empty it
+            raise DatasetUnavailable(
+                f"{name} could not be fetched: {lock.lock_file} is not its lock, which is empty; "
+                "move it away, or name another folder with data.dir=…"
+            )
     lock_is_new = not os.path.lexists(lock.lock_file)
     try:
         folder.mkdir(parents=True, exist_ok=True)

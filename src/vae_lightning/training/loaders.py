@@ -1,5 +1,6 @@
 """Batches of any DataLoader, where a module is used with Lightning's own Trainer."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,13 @@ class AnyLoader(LightningModule):
         indices = torch.arange(self._taken, self._taken + len(x))
         self._taken += len(x)
         return Batch(x, y, indices).to(self.device)
+
+    def batches_before(self, batch_idx: int) -> int:
+        """Return how many training batches came before this one of the epoch, in all epochs."""
+        in_epoch = self.trainer.num_training_batches
+        if in_epoch == math.inf:  # a loader without a length
+            return self.trainer.fit_loop.epoch_loop.total_batch_idx
+        return self.trainer.current_epoch * int(in_epoch) + batch_idx
 
     @property
     def returns_figures(self) -> bool:

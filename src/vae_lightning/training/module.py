@@ -68,7 +68,7 @@ class VAEModule(QuickModule, AnyLoader):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch mean of the loss."""
         batch = self.as_batch(batch)
-        seen = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        seen = self.batches_before(batch_idx)
         x, total = batch.x, batch.total
         noise = self.training_noise.of(seen, len(x), x.device, total, batch.first)
         loss, terms = self.model.loss(batch, noise, self.global_step)

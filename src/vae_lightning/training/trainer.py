@@ -1,6 +1,7 @@
 """The Trainer of a run, with its callbacks and loggers."""
 
 import difflib
+import inspect
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfile
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, NonNegativeInt, PositiveInt
+from torch.nn.parallel import DistributedDataParallel
 
 from vae_lightning.configuration.building import build_part, require
 from vae_lightning.data.datamodule import DataModule
@@ -95,8 +97,14 @@ def build_trainer(
             f"trainer.devices={devices}: more processes than the {cores} cores here"
         )
     environment = processes.environment(devices, nodes)
-    strategy = {"timeout": processes.TIMEOUT, "gradient_as_bucket_view": True}
-    several = {"strategy": DDPStrategy(forward_sync_buffers=False, **strategy)}  # type: ignore[arg-type]
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    strategy: dict[str, Any] = {
+        "timeout": processes.TIMEOUT,
+        "gradient_as_bucket_view": True,
+        buffers: False,  # what the processes would exchange before each step is equal in all
+    }
+    several = {"strategy": DDPStrategy(**strategy)}
     loggers = {str(name): logger for name, logger in config.logger.items() if logger}
     validated = data.holds_out and config.trainer.get("limit_val_batches") != 0
     callbacks = build_callbacks(config.callbacks, module, validated, directory)

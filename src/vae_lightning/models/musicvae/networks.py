@@ -83,6 +83,7 @@ class Encoder(nn.Module):
         there = is_there(x, self.lists_sets).view(
             x.shape[0], self.parts, -1
         )  # len(x) would fix it in an export
+        there = there.to(torch.float32)  # torch 2.7 exports no quotient of integers
         weight = (there / there.sum(2, keepdim=True).clamp(min=1)).to(states.dtype)
         pooled = (states.reshape(*there.shape, -1) * weight[..., None]).sum(2)
         loc, raw = self.head(pooled.flatten(1)).chunk(2, dim=-1)
