@@ -6,12 +6,19 @@ import random
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 from unittest.mock import patch
+
+from tqdm import tqdm
+
+# Forks share tqdm's own lock, and one that is killed may hold it: then all others wait for ever.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 # -- processes -----------------------------------------------------------------------------------
 
