@@ -118,8 +118,8 @@ def trace(part: Export) -> ExportedProgram:
 
 def write_onnx(program: ExportedProgram, file: Path, part: Export) -> None:
     """Write one self-contained ONNX file whose first axis is called ``batch``."""
-    for name in ("onnx_ir", "onnxscript"):  # they log each step of their optimisation
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("onnx_ir", "onnxscript", "torch.onnx"):  # they log each step, and their own slips
+        logging.getLogger(name).setLevel(logging.ERROR)
     # The shapes give the axis its name. Another input's is the same axis, and a second mention
     # would be warned of.
     shapes = ({0: "batch"}, *[None] * (len(part.inputs) - 1))
