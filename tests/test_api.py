@@ -56,6 +56,7 @@ def test_images_of_any_kind_have_the_same_codes(trained):
         x.float() / 255,
         (x.double() / 255).numpy(),
         (x.double() / 255).numpy().astype(">f4"),
+        x.to_sparse(),
         x.flip(-1).numpy()[..., ::-1],
         np.frombuffer(x.numpy().tobytes(), np.uint8).reshape(x.shape),  # read-only
         [each.numpy() for each in x[:, 0]],
@@ -89,6 +90,7 @@ def test_a_colour_model_takes_channels_first_and_last():
         (torch.zeros(28, 28, dtype=torch.int64), "numbers of type torch.int64"),
         ([], "no images"),
         (None, "a NoneType that isn't all numbers"),
+        (np.ma.masked_greater(np.zeros((28, 28)), 1), "a masked array; fill it first"),
         (np.array([["a"]]), "a ndarray that isn't all numbers"),
         ([torch.zeros(28, 28), torch.zeros(8, 8)], "images of several shapes"),
         (torch.zeros(0, 1, 28, 28), "values of no pixel"),
@@ -290,3 +292,11 @@ def test_overrides_in_a_list_and_a_package_in_a_text_are_answered(trained):
     with pytest.raises(ValueError, match=r'allow=json: must be a list, \["json"\]'):
         vl.load(trained, allow="json")
     assert vl.load(trained / "checkpoints").model.latent_dim == 3
+
+
+def test_what_is_no_path_and_data_beside_resume_are_answered(trained):
+    for path in ("", None, 5, b"base"):
+        with pytest.raises(ValueError, match="give a run directory or a checkpoint file"):
+            vl.load(path)
+    with pytest.raises(ValueError, match="leave out data="):
+        vl.fit(f"resume={trained}", "trainer.max_epochs=3", data=np.zeros((60, 28, 28), "f4"))

@@ -32,6 +32,9 @@ Numbers are bytes, or lie in [0, 1]. Shapes are ``[C, H, W]``, ``[H, W, C]`` or,
 """
 
 
+_GIVEN = "vae_lightning.data.given.GivenData"
+
+
 class Codes(dict[str, Tensor]):
     """The codes of examples: ``codes.loc`` and ``codes.scale`` of a VAE, each ``[N, D]``."""
 
@@ -196,6 +199,8 @@ def load(path: str | Path, allow: Sequence[str] = ()) -> TrainedModel:
 
     if isinstance(allow, str):
         raise ConfigurationError(f'allow={allow}: must be a list, ["{allow}"]')
+    if not isinstance(path, str | Path) or not str(path):
+        raise ConfigurationError(f"{path!r}: give a run directory or a checkpoint file")
     before = targets.allowed()
     targets.allow(allow)
     try:
@@ -235,6 +240,8 @@ def fit(*overrides: str, data: Any = None, model: Model | None = None) -> Run:
                     raise ConfigurationError(
                         f"resume={config.resume}: is finished; vae_lightning.load takes it"
                     )
+                if data is not None and config.data.get("_target_") != _GIVEN:
+                    raise ConfigurationError("data: the run is of other data; leave out data=")
             parts = experiment.build(config, data, model)
         figures = run(parts)
         trained = TrainedModel(parts.module.model.to("cpu"), parts.data.settings)

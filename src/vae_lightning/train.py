@@ -23,7 +23,9 @@ def main(config: DictConfig) -> None:
             config = resume.stored_configuration(config, address)
             if resume.is_finished(config):
                 where = f"its figures are in {config.resume}/metrics.json"
-                log.info("%s is finished: %s", config.resume, where)
+                beside = " ".join(resume.typed_beside_resume())
+                idle = f"; {beside} changes nothing" if beside else ""
+                log.info("%s is finished: %s%s", config.resume, where, idle)
                 mirror.complete(config)
                 return
         # Imported here, so that --help and a mistyped key are answered without waiting for torch.

@@ -3,7 +3,6 @@
 from omegaconf import DictConfig
 
 from vae_lightning.cli.command import command
-from vae_lightning.cli.command_line import typed_line, value_of
 from vae_lightning.errors import ConfigurationError
 
 
@@ -16,12 +15,6 @@ def main(config: DictConfig) -> None:
     # Imported here, so that --help and a mistyped key are answered without waiting for torch.
     import importlib.util
 
-    # Not what the configuration notes as typed: a recipe can add to that.
-    if config.storage is not None and value_of("storage", typed_line().overrides) is None:
-        raise ConfigurationError(
-            "storage: comes from a recipe or a folder of configurations, and is taken only from "
-            "the command line; type storage=<its address>, or storage=null"
-        )
     if not importlib.util.find_spec("optuna"):
         raise ConfigurationError("optuna is missing: pip install 'vae-lightning[tune]'")
     from vae_lightning.tuning import search

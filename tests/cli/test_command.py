@@ -193,7 +193,7 @@ def test_what_the_system_refuses_is_told_with_its_file(error, message):
 
 def test_a_directory_that_can_not_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"error: \S*file/run: Not a directory$"):
+    with pytest.raises(SystemExit, match=r"error: \S*file/run: Not a directory; hydra"):
         typed("train", *SUBSET, "hydra.run.dir=file/run", directory=tmp_path, patch=monkeypatch)
 
 
@@ -256,6 +256,13 @@ def test_a_recipe_s_settings_of_a_sweep_are_refused_in_a_single_run(
     [
         (["model.hidden_dims=(40,20)"], "a list is typed as 'model.hidden_dims=[40,20]'"),
         (["model.latent_dim", "=", "2"], "not a setting; type it without spaces around ="),
+        (["model.latent_dim=", "2"], "not a setting; type it without spaces around ="),
+        (["wandb=true"], "unknown key wandb: did you mean logger=wandb?"),
+        (["hydra.run.dir=own/model/small.yaml"], "hydra.run.dir=… names another directory"),
+        (
+            ["--config-dir", "own", "experiment=again"],
+            "resume: comes from a recipe or a folder of configurations, and is taken only from",
+        ),
         (["run"], "'run': not a setting; resume=run goes on with a run"),
         (["model.dropout=0.1"], "unknown key model.dropout: only model=musicvae has it"),
         (["model.latent_dim=1e39"], "model.latent_dim=1e+39: must be a valid integer"),
@@ -266,6 +273,9 @@ def test_a_recipe_s_settings_of_a_sweep_are_refused_in_a_single_run(
 def test_a_slip_is_answered_with_what_works(tmp_path, monkeypatch, line, told):
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "small.yaml").write_text("latent_dim: 5\n")
+    (tmp_path / "own" / "experiment").mkdir()
+    recipe = "# @package _global_\nresume: run\n"
+    (tmp_path / "own" / "experiment" / "again.yaml").write_text(recipe)
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
@@ -273,3 +283,14 @@ def test_a_slip_is_answered_with_what_works(tmp_path, monkeypatch, line, told):
         typed("train", *SUBSET, *line, directory=tmp_path, patch=monkeypatch)
     assert told in str(exit_.value)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "own", "run"]
+
+
+@pytest.mark.parametrize("name", ["${seed}", "${oc.env:HOME}", "a${b"])
+def test_a_folder_whose_name_hydra_would_read_is_refused_and_left_empty(
+    tmp_path, monkeypatch, name
+):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit, match="work in another folder"):
+        typed("train", *SUBSET, "callbacks=minimal", directory=tmp_path / name, patch=monkeypatch)
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert list((tmp_path / name).iterdir()) == []

@@ -100,3 +100,19 @@ def test_no_file_can_name_a_server_and_a_missing_package_is_said(tmp_path, monke
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'vae-lightning\[mlflow\]'"):
         RunMLFlowLogger(str(tmp_path))
+
+
+@pytest.mark.parametrize("address", ["file:///tmp/x", "/tmp/x", "evil+driver://x"])
+def test_an_address_that_mlflow_refuses_is_a_line(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(ConfigurationError, match="set MLFLOW_TRACKING_URI to a server that"):
+        RunMLFlowLogger(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_named_without_advice_about_a_server(tmp_path):
+    (tmp_path / "mlflow").touch()
+    with pytest.raises(ConfigurationError, match=r"mlflow'$"):
+        RunMLFlowLogger(str(tmp_path)).log_hyperparams({"seed": 1})
+    with pytest.raises(ValueError, match="at least 1 character"):
+        RunMLFlowLogger(str(tmp_path), experiment="")

@@ -333,8 +333,7 @@ def test_a_study_leaves_the_user_s_own_files_alone(folder, monkeypatch):
     own = {
         "notes.txt": "notes",
         "trials/notes.txt": "notes",
-        "trials/2/checkpoints/own.ckpt": "weights",  # where the next trial would be
-        "trials/3/own.txt": "notes",
+        "trials/1/own.txt": "notes",
         "experiment/own.yaml": "seed: 3",
         "history.png.old": "picture",
         ".locks/notes": "notes",
@@ -342,10 +341,28 @@ def test_a_study_leaves_the_user_s_own_files_alone(folder, monkeypatch):
     for name, text in own.items():
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
         (mine / name).write_text(text)
-    tune(folder, monkeypatch, SUBSET[1], "trials=5", "study=mine")
+    tune(folder, monkeypatch, SUBSET[1], "trials=3", "study=mine")
     assert {name: (mine / name).read_text() for name in own} == own
     states = [each.state for each in study.Study(mine, None, ["maximize"]).trials()]
-    assert states == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 2 + [TrialState.COMPLETE]
+    assert states == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.parametrize("kind", ["a journal cut short", "a folder where the next trial would be"])
+@pytest.mark.usefixtures("nothing_runs")
+def test_trials_that_the_study_does_not_know_are_refused_and_stay(folder, monkeypatch, kind):
+    mine = folder / "mine"
+    number = 2
+    if "journal" in kind:  # of the lines before its first trial
+        lines = (mine / "study.journal").read_text().splitlines()
+        write_lines(mine / "study.journal", lines[:2])
+        number = 0
+    else:
+        (mine / "trials" / "2" / "checkpoints").mkdir(parents=True)
+        (mine / "trials" / "2" / "checkpoints" / "own.ckpt").write_text("weights")
+    before = content(mine)
+    told = refusal(folder, monkeypatch, SUBSET[1], "trials=5", "study=mine")
+    assert told.startswith(f"error: study=mine: trials/{number} in it is of no trial of the study")
+    assert content(mine) == before
 
 
 def test_a_search_that_comes_to_nothing_leaves_what_others_put_beside_it(tmp_path, monkeypatch):

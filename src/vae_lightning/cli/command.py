@@ -58,6 +58,11 @@ def command(
             try:
                 if _answer(name):
                     return
+                if "${" in os.getcwd():
+                    raise ConfigurationError(
+                        "the name of this folder, or of one above it, has ${ in it, which Hydra "
+                        "reads as a reference; work in another folder"
+                    )
                 with signals.heeded():
                     _refuse_flags(typed_line())
                     arrange(name, positional, several)
@@ -74,6 +79,10 @@ def command(
         return main
 
     return decorate
+
+
+_TYPED_ONLY = {"train": "resume", "tune": "storage"}
+"""What a command takes from the command line only."""
 
 
 def _answer(name: str) -> bool:
@@ -122,6 +131,13 @@ def _run(name: str, task: Callable[[DictConfig], None], no_sweep: str) -> None:
                 HydraConfig.get().overrides.task
             )  # list() would resolve what they refer to
             check(name, config, overrides)
+            # Not what the configuration notes as typed: a recipe can add to that.
+            key = _TYPED_ONLY.get(name)
+            if key and config[key] is not None and value_of(key, typed.overrides) is None:
+                raise ConfigurationError(
+                    f"{key}: comes from a recipe or a folder of configurations, and is taken only "
+                    f"from the command line; type {key}=…, or {key}=null"
+                )
             if "LOCAL_RANK" not in os.environ:  # of several processes the first one says it
                 for line in idle_settings(config, overrides):
                     log.warning(line)

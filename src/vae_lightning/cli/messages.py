@@ -57,7 +57,7 @@ def explain(name: str, error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             instead = "type key=value"
-            if "=" in sys.argv[1:]:
+            if any(each.endswith("=") for each in sys.argv[1:-1]):
                 instead = "type it without spaces around ="
             elif name == "train" and (Path(error.override) / ".hydra").is_dir():
                 instead = f"{override('resume', error.override)} goes on with a run"
@@ -73,7 +73,7 @@ def explain(name: str, error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.filename and error.strerror:
         problem = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             problem += "; hydra.run.dir=… names another directory for a run"
         return problem
     if isinstance(error, MissingMandatoryValue):

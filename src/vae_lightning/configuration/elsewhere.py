@@ -52,6 +52,8 @@ INSTEAD = {
     "sweep": "checkpoint run runs path directory",  # of summarize
     "hydra.run.dir": "out out_dir outdir output output_dir save_path save_dir save log_dir logdir "
     "results_dir run_name exp_name experiment_name",
+    "logger=wandb": "wandb use_wandb",
+    "logger=mlflow": "mlflow use_mlflow",
     "trials": "n_trials num_trials",
     "experiment": "config recipe preset",
 }

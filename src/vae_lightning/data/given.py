@@ -134,12 +134,15 @@ def as_tensor(numbers: Any) -> Tensor:
     Raises:
         ValueError: they aren't numbers.
     """
+    if isinstance(numbers, np.ma.MaskedArray):
+        raise ValueError("a masked array; fill it first, as with array.filled(0)")
     if isinstance(numbers, np.ndarray):
         numbers = numbers.astype(numbers.dtype.newbyteorder("="))
     try:
-        return torch.as_tensor(numbers).detach().cpu()
+        tensor = torch.as_tensor(numbers).detach().cpu()
     except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"a {type(numbers).__name__} that isn't all numbers") from error
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def _array(image: Any, shape: Sequence[int] | None, settings: Mapping[str, Any]) -> np.ndarray:

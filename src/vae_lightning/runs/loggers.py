@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import google_crc32c
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -21,7 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from omegaconf import OmegaConf
-from pydantic import ConfigDict, validate_call
+from pydantic import ConfigDict, Field, validate_call
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
@@ -407,6 +407,7 @@ class RunWandbLogger(WandbLogger):
 
 
 _SERVER = "MLFLOW_TRACKING_URI"
+_Name = Annotated[str, Field(min_length=1)]
 
 
 class RunMLFlowLogger(MLFlowLogger):
@@ -419,7 +420,7 @@ class RunMLFlowLogger(MLFlowLogger):
 
     @validate_call(config=ConfigDict(strict=True))
     def __init__(
-        self, save_dir: str, experiment: str = "vae-lightning", name: str | None = None
+        self, save_dir: str, experiment: _Name = "vae-lightning", name: _Name | None = None
     ) -> None:
         """Choose where figures and pictures go; a run that is resumed is another one there.
 
@@ -444,9 +445,10 @@ class RunMLFlowLogger(MLFlowLogger):
         self._place = None if address else Path(save_dir).absolute() / "mlflow"
         self.files = Dispensable("MLflow's figures and pictures")
         # A client of a database would make it at once, before there is a run directory.
-        super().__init__(experiment, name, address or "http://localhost")
+        with _refused(address):
+            super().__init__(experiment, name, address or "http://localhost")
         if address:
-            self._refuse_silent()
+            self._refuse_silent(address)
 
     @property
     @rank_zero_experiment
@@ -458,7 +460,7 @@ class RunMLFlowLogger(MLFlowLogger):
         """
         if self._initialized:
             return super().experiment
-        with _refused():
+        with _refused(None if self._place else os.environ.get(_SERVER)):
             if self._place is not None:
                 self._make_database(self._place)
             client = super().experiment
@@ -479,13 +481,13 @@ class RunMLFlowLogger(MLFlowLogger):
         self._mlflow_client = MlflowClient(self._tracking_uri)
 
     @rank_zero_only
-    def _refuse_silent(self) -> None:
+    def _refuse_silent(self, address: str) -> None:
         """Ask the server for anything, before there is a run directory.
 
         Raises:
             ConfigurationError: it doesn't answer.
         """
-        with _refused():
+        with _refused(address):
             self._mlflow_client.search_experiments(max_results=1)
 
     def _send(self, action: Callable[..., object], *arguments: Any) -> None:
@@ -524,13 +526,14 @@ class RunMLFlowLogger(MLFlowLogger):
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def _refused(address: str | None) -> Iterator[None]:
+    """Turn MLflow's errors, of many kinds, into a line; ``address`` is that of its server."""
     try:
         yield
-    except Exception as error:  # a server's errors are of many kinds
+    except Exception as error:
+        instead = f"; set {_SERVER} to a server that answers, or unset it to log here only"
         raise ConfigurationError(
-            f"logger.mlflow: {_first_line(error)[:200]}; "
-            f"set {_SERVER} to a server that answers, or unset it to log here only"
+            f"logger.mlflow: {_first_line(error)[:200]}{instead if address else ''}"
         ) from error
 
 

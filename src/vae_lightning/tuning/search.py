@@ -259,6 +259,7 @@ class Search:
                 "data.dir",
             }
             self._join(goes_on)
+            self.study.refuse_unknown()
             if kept is None:
                 self._store(config, overrides)
 

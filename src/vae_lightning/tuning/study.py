@@ -291,6 +291,22 @@ class Study:
         except optuna.exceptions.DuplicatedStudyError:
             return optuna.load_study(study_name=name, storage=self._storage), False
 
+    def refuse_unknown(self) -> None:
+        """Refuse a directory that holds trials which the study doesn't know, and would overwrite.
+
+        Raises:
+            ConfigurationError: it does.
+        """
+        there = [
+            int(each.name) for each in self.directory.glob("trials/*") if each.name.isdecimal()
+        ]
+        known = len(self.study.get_trials(deepcopy=False))
+        if unknown := [number for number in sorted(there) if number >= known]:
+            raise ConfigurationError(
+                f"study={self.directory}: trials/{unknown[0]} in it is of no trial of the study, "
+                f"which has {known}; put back what the study had, or type another study="
+            )
+
     def withdraw(self, own: Sequence[Path], standing: Path) -> bool:
         """Give up a study that this process began, and its files, unless a trial was trained.
 
