@@ -374,6 +374,8 @@ def fits(bound: Any, value: Any) -> bool:
 def meaning(override: Override) -> Meaning:
     """Say whether an override is right."""
     value, key = override.value, override.key
+    if key == PATIENCE and value is None:  # no early stopping, as by default
+        return "right"
     if value is Nonsense or not all(map(is_held, numbers(value))):
         return "wrong"
     if not admits(kinds()[key], value) or not RULES.get(key, lambda _: True)(value):
