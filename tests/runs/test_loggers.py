@@ -574,4 +574,4 @@ def test_of_what_an_epoch_allocates_only_a_leak_is_kept(tmp_path, monkeypatch):
     assert not figures
     # What a library allocates once, in one of the epochs, isn't one.
     grown = statistics.median(sizes[epoch + 1] - sizes[epoch] for epoch in range(1, 6))
-    assert grown == pytest.approx(memory.LEAK, abs=20_000)
+    assert grown == pytest.approx(memory.LEAK, abs=40_000)

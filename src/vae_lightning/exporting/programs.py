@@ -123,14 +123,16 @@ def write_onnx(program: ExportedProgram, file: Path, part: Export) -> None:
     # The shapes give the axis its name. Another input's is the same axis, and a second mention
     # would be warned of.
     shapes = ({0: "batch"}, *[None] * (len(part.inputs) - 1))
-    written = torch.onnx.export(
-        program,
-        input_names=list(part.inputs),
-        output_names=part.outputs,
-        dynamic_shapes=shapes,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # numpy notes that denormal numbers count as zero
+        warnings.filterwarnings("ignore", ".*smallest subnormal")
+        written = torch.onnx.export(
+            program,
+            input_names=list(part.inputs),
+            output_names=part.outputs,
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
     assert written is not None
     written.save(file, external_data=False)
 
