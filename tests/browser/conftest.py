@@ -156,7 +156,7 @@ def watched_explorer(tmp_path_factory, trained):
 
 
 @contextmanager
-def explorer_on(run_directory, folder):
+def explorer_on(run_directory, folder, data_dir=ROOT / "tests" / "data"):
     """Run the explorer on a free port; gives its address, its folder, and the process."""
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
@@ -165,7 +165,7 @@ def explorer_on(run_directory, folder):
     command = [
         "vae_lightning.explore",
         override("checkpoint", run_directory),
-        f"data.dir={ROOT / 'tests' / 'data'}",
+        override("data.dir", data_dir),
         "port=0",
     ]
     (folder / "temporary").mkdir()

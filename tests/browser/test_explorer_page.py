@@ -6,8 +6,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from PIL import Image, ImageDraw
 
-from conftest import SHOTS, explorer_on, without_errors
+from conftest import SHOTS, explorer_on, small_run, without_errors
 
 WIPED = """canvas => canvas.getContext('2d').getImageData(0, 0, 280, 280).data
     .every((value, i) => value === (i % 4 === 3 ? 255 : 0))"""
@@ -141,6 +142,34 @@ def test_a_drawing_goes_when_an_image_is_clicked(page):
     page.locator("#map img").click(position={"x": 120, "y": 150})
     page.locator("#image figcaption", has_text="image ").wait_for()
     assert canvas.evaluate(WIPED)
+
+
+def test_a_drawing_is_read_as_grey_pictures_of_ones_own(tab, tmp_path):
+    for number in range(60):
+        picture = Image.new("L", (30, 20))
+        ImageDraw.Draw(picture).ellipse((number % 9, 2, number % 9 + 12, 16), fill=255)
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        picture.save(tmp_path / "mine" / f"{number}.png")
+    data = ("data=folder", "data.dir=mine", "data.size=24", "data.batch_size=16")
+    run = small_run(tmp_path, *data, "model.latent_dim=3", "trainer.max_epochs=3")
+    (tmp_path / "explorer").mkdir()
+    with (
+        explorer_on(run, tmp_path / "explorer", tmp_path / "mine") as (address, _, _),
+        without_errors(tab, address) as page,
+    ):
+        page.locator("#decoded img").wait_for()
+        before, box = source(page, "decoded"), page.locator("#canvas canvas").bounding_box()
+        page.mouse.move(box["x"] + 90, box["y"] + 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 190, box["y"] + 200, steps=4)
+        page.mouse.up()
+        after = changed(page, "decoded", before)
+        page.locator("#image figcaption", has_text="drawing").wait_for()
+        assert source(page, "reconstruction") == after
+        sides = "image => [image.naturalWidth, image.naturalHeight]"
+        assert page.locator("#image img").evaluate(sides) == [24, 24]
+        assert page.locator("#reconstruction img").evaluate(sides) == [24, 24]
+        page.screenshot(path=SHOTS / "explorer_own.png", full_page=True)
 
 
 def test_the_page_may_not_fetch_from_another_machine(tab, watched_explorer):
