@@ -1,7 +1,7 @@
 """Reading a user's own pictures: any size, depth and colours, brought to the form of a model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +63,15 @@ class Form:
         return "white" if self.background == "black" else "black"
 
 
-def files_of(folder: str | Path) -> list[Path]:
-    """Return the pictures in a folder and its subfolders, in the order of their names.
+def files_of(
+    folder: str | Path, suffixes: Set[str] = SUFFIXES, noun: str = "pictures"
+) -> list[Path]:
+    """Return the files of some kind in a folder and its subfolders, in the order of their names.
 
-    Run directories, which hold pictures of their own, are left out.
+    Run directories in it, which hold files of their own, are left out.
 
     Raises:
-        ValueError: there is no such folder, it holds no picture, or a link that leads out of it.
+        ValueError: there is no such folder, it holds no such file, or a link that leads out of it.
     """
     folder = Path(expanded(str(folder)))
     if not folder.is_dir():
@@ -83,16 +85,16 @@ def files_of(folder: str | Path) -> list[Path]:
         )
         for name in [*folders, *names]:
             path = Path(parent, name)
-            is_picture = name not in folders and path.suffix.lower() in SUFFIXES
-            if name.startswith(".") or not (is_picture or name in folders):
+            is_one = name not in folders and path.suffix.lower() in suffixes
+            if name.startswith(".") or not (is_one or name in folders):
                 continue
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise ValueError(f"{printable(path)} is a link out of the folder; put a copy there")
-            if is_picture and path.is_file():
+            if is_one and path.is_file():
                 found.append(path)
     if not found:
-        known = ", ".join(sorted(each.removeprefix(".") for each in SUFFIXES))
-        raise ValueError(f"{printable(folder)} holds no pictures ({known})")
+        known = ", ".join(sorted(each.removeprefix(".") for each in suffixes))
+        raise ValueError(f"{printable(folder)} holds no {noun} ({known})")
     return sorted(found)
 
 

@@ -245,14 +245,15 @@ def test_a_file_among_others_that_can_not_be_read_is_left_out_with_a_line(tmp_pa
     broken(tmp_path, "a.mid", b"not music")
     broken(tmp_path, "b.mid", EVENT_FILE)
     (tmp_path / "c.mid").mkdir()
+    broken(tmp_path / "c.mid", "d.MIDI", EVENT_FILE)
     _, names = MELODIES.read(tmp_path, (32, 1))
-    assert names == ["b.mid:1"]
+    assert names == ["b.mid:1", "c.mid/d.MIDI:1"]
     assert "left out: " in caplog.text
     assert "a.mid: no MIDI file, or damaged" in caplog.text
 
 
 def test_a_folder_without_midi_files_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no MIDI files in it"):
+    with pytest.raises(ValueError, match=r"holds no MIDI files \(mid, midi\)"):
         MELODIES.read(tmp_path, (32, 1))
     with pytest.raises(ValueError, match="not found"):
         MELODIES.read(tmp_path / "none", (32, 1))

@@ -17,6 +17,7 @@ from vae_lightning.data.music import events
 from vae_lightning.data.music.midi import LARGEST, midi, read_windows
 from vae_lightning.data.music.scores import BAR
 from vae_lightning.data.music.sound import synthesize, wav
+from vae_lightning.data.pictures import files_of
 from vae_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Music:
     def read(
         self, folder: Path, shape: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({})
     ) -> tuple[Tensor, list[str]]:
-        """Read the MIDI files of a folder, or one file, into windows; the settings don't matter.
+        """Read the MIDI files of a folder and its subfolders, or one file, into windows.
 
         Returns:
             Tokens ``[n, T, V]``, int64, and ``<file>:<number of the window>`` for each.
@@ -110,18 +111,11 @@ class Music:
                 left out, with a line.
         """
         folder = Path(expanded(str(folder)))
-        if folder.is_file():
-            files = [folder]
-        elif folder.is_dir():
-            files = sorted(
-                file
-                for file in folder.iterdir()
-                if file.suffix.lower() in (".mid", ".midi") and file.is_file()
-            )
-        else:
+        if not folder.exists():
             raise ValueError(f"{printable(folder)}: not found")
-        if not files:
-            raise ValueError(f"{printable(folder)}: no MIDI files in it (.mid, .midi)")
+        files = [folder]
+        if folder.is_dir():
+            files = files_of(folder, {".mid", ".midi"}, "MIDI files")
         windows, names, mistakes = [], [], []
         for file in files:
             with file.open("rb") as opened:
@@ -134,7 +128,8 @@ class Music:
                 mistakes.append(str(error))
                 continue
             windows.append(found)
-            names += [f"{file.name}:{number}" for number in range(1, len(found) + 1)]
+            name = file.relative_to(folder) if file != folder else file.name
+            names += [f"{name}:{number}" for number in range(1, len(found) + 1)]
         if not windows:
             raise ValueError("; ".join(mistakes[:3]))
         for mistake in mistakes:
